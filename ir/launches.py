@@ -1,0 +1,342 @@
+"""The launches a plan is made of. Each class says what its kernel computes; a backend says how.
+
+Row-like buffers of a slab hold slab-local rows: row 0 is query row R0. Lists are indices [B|1,Hl,Nr,K] i32 ascending, -1 at
+the end, and counts [B|1,Hl,Nr] i32; their heads are Hq, Hkv or 1, told by the buffer's dims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from spcomp.ir.dims import Dim
+from spcomp.ir.expr import Expr
+from spcomp.ir.nodes.downsample import Pooling
+from spcomp.ir.nodes.score import HeadSharing, Reduction
+from spcomp.ir.plan import Launch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLaunch(Launch):
+    """Downsample x [B,H,S,D] to out [B,H,U,D]; `minmax` also writes the minima to low."""
+
+    x_buf: str
+    out_buf: str
+    low_buf: str = ""
+    block: int
+    stride: int
+    by: Pooling
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "pool"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.out_buf, self.low_buf) if self.low_buf else (self.out_buf,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRule:
+    """What a score means, for the launches that compute it.
+
+    `visible` and `forced` are predicates over q_lo, q_hi (the row's first and last query), k (the unit), b, h, Sq, Skv.
+    """
+
+    heads: HeadSharing
+    reduce: Reduction
+    scale: float
+    granule: int
+    visible: Expr
+    forced: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectLaunch(Launch):
+    """Score and exact top-k in one kernel: a program scores a tile of rows and keeps their best units.
+
+    keys_buf is scratch of [programs' rows, units] int32 that rows longer than one tile use.
+    """
+
+    rows_buf: str
+    units_buf: str
+    low_buf: str = ""
+    keys_buf: str
+    indices_buf: str
+    counts_buf: str
+    rule: ScoreRule
+    k: Dim
+    width: Dim
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "select"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.keys_buf, self.indices_buf, self.counts_buf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreLaunch(Launch):
+    """Scores alone, [B,Hl,Nr,Nk] f32: -inf for units that are no candidate, +inf for forced ones."""
+
+    rows_buf: str
+    units_buf: str
+    low_buf: str = ""
+    scores_buf: str
+    rule: ScoreRule
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "score"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.scores_buf,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopKLaunch(Launch):
+    """Exact top-k of each row of scores; ties go to the lower index."""
+
+    scores_buf: str
+    indices_buf: str
+    counts_buf: str
+    k: Dim
+    width: Dim
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "topk"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.indices_buf, self.counts_buf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListLeaf:
+    """A list inside a tile predicate: row r covers `granule` query rows, an index `unit` key tokens."""
+
+    granule: int
+    unit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TilesLaunch(Launch):
+    """Lists of the key tiles of each query tile, partial ones first, then full ones.
+
+    tiles [B|1,Hl,Nt,C] i32: tile number in the low 24 bits, bit 24+n set when list n chose it; partial, total [B|1,Hl,Nt] i32.
+    `everywhere` and `somewhere` bound `predicate` over a tile (q_lo..q_hi, k_lo..k_hi); when `exact` is False the
+    elements decide.
+    """
+
+    list_bufs: tuple[str, ...]
+    count_bufs: tuple[str, ...]
+    leaves: tuple[ListLeaf, ...]
+    table_bufs: tuple[str, ...] = ()
+    tiles_buf: str
+    partial_buf: str
+    total_buf: str
+    predicate: Expr
+    everywhere: Expr
+    somewhere: Expr
+    exact: bool
+    capacity: Dim
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "tiles"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.tiles_buf, self.partial_buf, self.total_buf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttendRule:
+    """What an attend computes on a pair: the predicate, the score hook, the softmax scale.
+
+    `flags` are the symbols chosen0… the predicate reads, taken from the entries of a tile list. scale None: 1/sqrt(D).
+    """
+
+    predicate: Expr
+    flags: tuple[str, ...] = ()
+    score_mod: Expr | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttendLaunch(Launch):
+    """Query-major: a program holds a tile of queries and walks its list of key tiles."""
+
+    q_buf: str
+    k_buf: str
+    v_buf: str
+    out_buf: str
+    lse_buf: str
+    tiles_buf: str
+    partial_buf: str
+    total_buf: str
+    table_bufs: tuple[str, ...] = ()
+    rule: AttendRule
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "attend"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.out_buf, self.lse_buf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatherLaunch(Launch):
+    """A program gathers the keys of one list row for the query heads that share it.
+
+    A row covers `granule` query rows, an index `unit` tokens. With `splits` > 1 the keys of a row are split over programs, and out
+    and lse have a leading axis of that length for `MergeLaunch`.
+    """
+
+    q_buf: str
+    k_buf: str
+    v_buf: str
+    out_buf: str
+    lse_buf: str
+    list_buf: str
+    count_buf: str
+    table_bufs: tuple[str, ...] = ()
+    granule: int
+    unit: int
+    splits: Dim
+    rule: AttendRule
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "attend_gather"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.out_buf, self.lse_buf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvertLaunch(Launch):
+    """Turn lists of units per row into lists of rows per unit.
+
+    step "count": counts of each chunk of rows [B,Hl,Nk,C]; "scan": their exclusive prefix in place, and the first entry and first row tile
+    of each unit, [B,Hl,Nk+1]; "fill": entries [B,Hl,Nr*K] = row*K + slot, grouped by unit, rows ascending.
+    """
+
+    step: Literal["count", "scan", "fill"]
+    list_buf: str
+    count_buf: str
+    prefix_buf: str
+    unit_start_buf: str
+    tile_start_buf: str
+    entries_buf: str
+    units: Dim
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return f"invert_{self.step}"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return {
+            "count": (self.prefix_buf,),
+            "scan": (self.prefix_buf, self.unit_start_buf, self.tile_start_buf),
+            "fill": (self.entries_buf,),
+        }[self.step]
+
+    def reads(self) -> tuple[str, ...]:
+        """Give the buffers it reads."""
+        return {
+            "count": (self.list_buf, self.count_buf),
+            "scan": (self.prefix_buf,),
+            "fill": (self.list_buf, self.count_buf, self.prefix_buf, self.unit_start_buf),
+        }[self.step]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysLaunch(Launch):
+    """Key-major: a program holds queries that chose one unit and walks its keys.
+
+    Writes parts [B,Hq,R,K,Dv] f32 and their lse [B,Hq,R,K], slab-local rows, one slot a list entry.
+    """
+
+    q_buf: str
+    k_buf: str
+    v_buf: str
+    part_buf: str
+    part_lse_buf: str
+    entries_buf: str
+    unit_start_buf: str
+    tile_start_buf: str
+    table_bufs: tuple[str, ...] = ()
+    unit: int
+    units: Dim
+    everywhere: Expr
+    somewhere: Expr
+    exact: bool
+    rule: AttendRule
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "attend_keys"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.part_buf, self.part_lse_buf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeLaunch(Launch):
+    """Join parts by LSE.
+
+    axis 0: parts [P,B,Hq,R,Dv], all valid. axis 3: parts [B,Hq,R,P,Dv], of which row r has count_buf[b, head, r] (when named).
+    """
+
+    part_buf: str
+    part_lse_buf: str
+    count_buf: str = ""
+    out_buf: str
+    lse_buf: str
+    parts: Dim
+    part_axis: Literal[0, 3]
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "merge"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.out_buf, self.lse_buf)
+
+
+LAUNCHES: dict[str, type[Launch]] = {
+    c.__name__: c
+    for c in (
+        PoolLaunch,
+        SelectLaunch,
+        ScoreLaunch,
+        TopKLaunch,
+        TilesLaunch,
+        AttendLaunch,
+        GatherLaunch,
+        InvertLaunch,
+        KeysLaunch,
+        MergeLaunch,
+    )
+}

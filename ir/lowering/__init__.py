@@ -1,0 +1,1 @@
+"""From stages to launches: what the pass `cut` is made of."""

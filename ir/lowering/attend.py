@@ -1,0 +1,287 @@
+"""Attention: the launches of one gathered stream in its loop order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spcomp.errors import CannotLower
+from spcomp.ir import dims
+from spcomp.ir.dims import Dim
+from spcomp.ir.expr import Expr, symbols, tile_bounds
+from spcomp.ir.launches import (
+    AttendLaunch,
+    AttendRule,
+    GatherLaunch,
+    InvertLaunch,
+    KeysLaunch,
+    ListLeaf,
+    MergeLaunch,
+    TilesLaunch,
+)
+from spcomp.ir.lowering.builder import PlanBuilder, rows_of
+from spcomp.ir.lowering.lists import ListRef, lower_list
+from spcomp.ir.lowering.order import choose, sole_list, tile_sizes, without_list
+from spcomp.ir.nodes import Attend, Captured, Gather, Region, Stream
+from spcomp.ir.plan import LoopOrder
+from spcomp.ir.types import is_token_stream
+
+INVERT_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an attend writes: buffer names, which may be one part of a stack (`parts#1`)."""
+
+    out: str
+    lse: str
+
+
+@dataclass(frozen=True, slots=True)
+class TileLists:
+    """The buffers of a tile list and its heads."""
+
+    tiles: str
+    partial: str
+    total: str
+    heads: Dim
+    batch: Dim
+    capacity: Dim
+    flags: tuple[str, ...]
+
+
+def lower_attend(
+    plan: PlanBuilder, node: Attend, part: Gather, target: Target, wanted: LoopOrder | None
+) -> LoopOrder:
+    """Add the launches of one gathered stream and give the loop order they take."""
+    region = part.selection
+    assert isinstance(region, Region)
+    _check_stream(node, part)
+    lists = [lower_list(plan, s) for s in region.lists]
+    choice = choose(region, lists, plan.phase, wanted)
+    plan.notes.append(f"{choice.order}: {choice.reason}")
+    work = _Work(plan, node, region, lists, target)
+    {"query_major": work.query_major, "key_major": work.key_major, "gather": work.gather}[
+        choice.order
+    ]()
+    return choice.order
+
+
+def _check_stream(node: Attend, part: Gather) -> None:
+    assert isinstance(part.stream, Stream)
+    if not is_token_stream(part.stream):
+        raise CannotLower(
+            where=node.where,
+            what="attention over a stream of units",
+            why="the kernels read tokens; pooled streams are computed by the reference backend so far",
+            way_out="use backend='reference', or attend to the tokens.",
+        )
+
+
+class _Work:
+    """One attend being lowered."""
+
+    def __init__(
+        self,
+        plan: PlanBuilder,
+        node: Attend,
+        region: Region,
+        lists: list[ListRef],
+        target: Target,
+    ) -> None:
+        self.plan, self.node, self.region = plan, node, region
+        self.lists, self.target = lists, target
+        tables = (*region.tables, *node.tables)
+        self.tables = tuple(plan.captured(t) for t in tables if isinstance(t, Captured))
+        self.sole = sole_list(region)
+        self.narrowed = without_list(region.predicate) if self.sole else region.predicate
+
+    # ---- orders ----
+
+    def query_major(self) -> None:
+        axes = self.plan.schedule.of("attend")
+        block_q, block_k = tile_sizes(self.lists, axes["block_q"], axes["block_k"])
+        made = self._tiles(block_q, block_k)
+        self.plan.each_slab.append(
+            AttendLaunch(
+                stages=("gather", "attend"),
+                axes=self.plan.axes("attend", block_q=block_q, block_k=block_k),
+                out_buf=self.target.out,
+                lse_buf=self.target.lse,
+                tiles_buf=made.tiles,
+                partial_buf=made.partial,
+                total_buf=made.total,
+                rule=self._attend_rule(self.narrowed, made.flags),
+                table_bufs=self.tables,
+                **_QKV,
+            )
+        )
+
+    def gather(self) -> None:
+        plan = self.plan
+        if self.sole:
+            source = self.lists[0]
+            listed = {"list_buf": source.indices, "count_buf": source.counts}
+            granule, unit, width, heads = source.granule, source.unit, source.width, source.heads
+            rule = self._attend_rule(self.narrowed, ())
+        else:
+            axes = plan.schedule.of("attend_gather")
+            granule, unit = tile_sizes(self.lists, 16, axes["block_k"])
+            made = self._tiles(granule, unit)
+            listed = {"list_buf": made.tiles, "count_buf": made.total}
+            width, heads = made.capacity, made.heads
+            rule = self._attend_rule(self.narrowed, made.flags)
+        splits = self._splits(granule, unit, width, heads) if plan.phase == "decode" else 1
+        out, lse = self.target.out, self.target.lse
+        if splits != 1:
+            out = plan.scratch("parts", (splits, dims.B, dims.Hq, dims.R, dims.Dv), "float32")
+            lse = plan.scratch("part_lse", (splits, dims.B, dims.Hq, dims.R), "float32")
+        plan.each_slab.append(
+            GatherLaunch(
+                stages=("gather", "attend"),
+                axes=plan.axes("attend_gather"),
+                out_buf=out,
+                lse_buf=lse,
+                granule=granule,
+                unit=unit,
+                splits=splits,
+                rule=rule,
+                table_bufs=self.tables,
+                **listed,
+                **_QKV,
+            )
+        )
+        if splits != 1:
+            self._merge(out, lse, splits, "", 0)
+
+    def key_major(self) -> None:
+        plan, source = self.plan, self.lists[0]
+        head = (source.batch, source.heads)
+        chunks = dims.ceildiv(dims.R, INVERT_ROWS)
+        prefix = plan.scratch("unit_prefix", (*head, source.count, chunks), "int32")
+        unit_start = plan.scratch("unit_start", (*head, source.count + 1), "int32")
+        tile_start = plan.scratch("tile_start", (*head, source.count + 1), "int32")
+        entries = plan.scratch("entries", (*head, dims.R * source.width), "int32")
+        axes = plan.axes("attend_keys")
+        for step in ("count", "scan", "fill"):
+            plan.each_slab.append(
+                InvertLaunch(
+                    stages=("gather",),
+                    axes=(*axes, ("rows", INVERT_ROWS)),
+                    step=step,
+                    list_buf=source.indices,
+                    count_buf=source.counts,
+                    prefix_buf=prefix,
+                    unit_start_buf=unit_start,
+                    tile_start_buf=tile_start,
+                    entries_buf=entries,
+                    units=source.count,
+                )
+            )
+        rows = (dims.B, dims.Hq, dims.R, source.width)
+        part = plan.scratch("parts", (*rows, dims.Dv), "float32")
+        part_lse = plan.scratch("part_lse", rows, "float32")
+        everywhere, somewhere, exact = tile_bounds(self.narrowed)
+        plan.each_slab.append(
+            KeysLaunch(
+                stages=("gather", "attend"),
+                axes=axes,
+                part_buf=part,
+                part_lse_buf=part_lse,
+                entries_buf=entries,
+                unit_start_buf=unit_start,
+                tile_start_buf=tile_start,
+                unit=source.unit,
+                units=source.count,
+                everywhere=everywhere,
+                somewhere=somewhere,
+                exact=exact,
+                rule=self._attend_rule(self.narrowed, ()),
+                table_bufs=self.tables,
+                **_QKV,
+            )
+        )
+        self._merge(part, part_lse, source.width, source.counts, 3)
+
+    # ---- pieces ----
+
+    def _attend_rule(self, predicate: Expr, flags: tuple[str, ...]) -> AttendRule:
+        return AttendRule(
+            predicate=predicate,
+            flags=flags,
+            score_mod=self.node.score_mod,
+            scale=self.node.scale,
+        )
+
+    def _merge(self, part: str, lse: str, parts: Dim, counts: str, axis: int) -> None:
+        self.plan.each_slab.append(
+            MergeLaunch(
+                stages=("merge",),
+                axes=self.plan.axes("merge"),
+                part_buf=part,
+                part_lse_buf=lse,
+                count_buf=counts,
+                out_buf=self.target.out,
+                lse_buf=self.target.lse,
+                parts=parts,
+                part_axis=axis,  # type: ignore[arg-type]
+            )
+        )
+
+    def _splits(self, granule: int, unit: int, width: Dim, heads: Dim) -> Dim:
+        """Give the programs a list row is split over: enough to fill the card, one tile each at most."""
+        axes = self.plan.schedule.of("attend_gather")
+        blocks = dims.Hq if heads == dims.Hq else dims.Hkv
+        tiles = dims.ceildiv(width * unit, axes["block_k"])
+        wanted = dims.ceildiv(axes["programs"], dims.B * blocks * rows_of(granule))
+        return dims.largest(1, dims.least(tiles, wanted, axes["max_splits"]))
+
+    def _tiles(self, block_q: int, block_k: int) -> TileLists:
+        plan, predicate = self.plan, self.region.predicate
+        read = symbols(predicate)
+        heads = self._heads("h" in read)
+        batch: Dim = dims.B if "b" in read or any(r.batch != 1 for r in self.lists) else 1
+        plan.rows_multiple_of(block_q)
+        capacity = self._capacity(predicate, block_k)
+        shape = (batch, heads, rows_of(block_q))
+        tiles = plan.scratch("tiles", (*shape, capacity), "int32")
+        partial = plan.scratch("partial", shape, "int32")
+        total = plan.scratch("total", shape, "int32")
+        everywhere, somewhere, exact = tile_bounds(predicate)
+        plan.each_slab.append(
+            TilesLaunch(
+                stages=("gather",),
+                axes=plan.axes("tiles", block_q=block_q, block_k=block_k),
+                list_bufs=tuple(r.indices for r in self.lists),
+                count_bufs=tuple(r.counts for r in self.lists),
+                leaves=tuple(ListLeaf(granule=r.granule, unit=r.unit) for r in self.lists),
+                table_bufs=tuple(
+                    plan.captured(t) for t in self.region.tables if isinstance(t, Captured)
+                ),
+                tiles_buf=tiles,
+                partial_buf=partial,
+                total_buf=total,
+                predicate=predicate,
+                everywhere=everywhere,
+                somewhere=somewhere,
+                exact=exact,
+                capacity=capacity,
+            )
+        )
+        flags = () if self.sole else tuple(f"chosen{n}" for n in range(len(self.lists)))
+        return TileLists(tiles, partial, total, heads, batch, capacity, flags)
+
+    def _heads(self, by_query_head: bool) -> Dim:
+        kinds = [r.heads for r in self.lists]
+        if by_query_head or any(k not in (1, dims.Hkv) for k in kinds):
+            return dims.Hq
+        return dims.Hkv if dims.Hkv in kinds else 1
+
+    def _capacity(self, predicate: Expr, block_k: int) -> Dim:
+        every = dims.ceildiv(dims.Skv, block_k)
+        if not self.sole:
+            return every
+        only = self.lists[0]
+        return dims.least(every, only.width * (only.unit // block_k))
+
+
+_QKV = {"q_buf": "q", "k_buf": "k", "v_buf": "v"}

@@ -1,0 +1,101 @@
+"""Which loop order an attend takes, and why: the part of the schedule that shapes the plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from spcomp.errors import CannotLower
+from spcomp.ir.expr import Expr, Sym, conjuncts, substitute, TRUE
+from spcomp.ir.lowering.lists import ListRef
+from spcomp.ir.nodes import Region
+from spcomp.ir.plan import LoopOrder, Phase
+
+KEY_MAJOR_LEAST_UNIT = 64
+TILE_LEAST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A loop order with its reason."""
+
+    order: LoopOrder
+    reason: str
+
+
+def sole_list(region: Region) -> bool:
+    """Tell whether a region is one list, narrowed by rules: list & rule."""
+    return len(region.lists) == 1 and Sym("chosen0") in conjuncts(region.predicate)
+
+
+def without_list(predicate: Expr) -> Expr:
+    """Give the rule that narrows the sole list."""
+    return substitute(predicate, {"chosen0": TRUE})
+
+
+def tile_sizes(lists: list[ListRef], block_q: int, block_k: int) -> tuple[int, int]:
+    """Shrink a tile until it divides every list's granule and unit."""
+    for ref in lists:
+        block_q = math.gcd(block_q, ref.granule)
+        block_k = math.gcd(block_k, ref.unit)
+    return block_q, block_k
+
+
+def choose(
+    region: Region, lists: list[ListRef], phase: Phase, wanted: LoopOrder | None
+) -> Choice:
+    """Choose the loop order of one attend.
+
+    Raises: CannotLower when the wanted order, or any order, cannot express the region.
+    """
+    possible = _possible(region, lists, phase)
+    if wanted is not None:
+        if wanted not in possible:
+            raise CannotLower(
+                where=region.where,
+                what=f"this selection in the loop order {wanted}",
+                why=_refusal(wanted, region, lists),
+                way_out=f"leave the schedule open, or take one of: {', '.join(possible) or 'none'}.",
+            )
+        return Choice(wanted, "asked for")
+    if not possible:
+        raise CannotLower(
+            where=region.where,
+            what="a union of lists with units of "
+            + ", ".join(str(r.unit) for r in lists)
+            + " tokens",
+            why=f"tiles must divide every unit, and the largest that does is below {TILE_LEAST} tokens",
+            way_out="use units that are multiples of 16, or backend='reference'.",
+        )
+    order = next(iter(possible))
+    return Choice(order, possible[order])
+
+
+def _possible(region: Region, lists: list[ListRef], phase: Phase) -> dict[LoopOrder, str]:
+    """Give the orders that can express a region, best first, each with the reason it comes there."""
+    found: dict[LoopOrder, str] = {}
+    tile_q, tile_k = tile_sizes(lists, 1 << 20, 1 << 20)
+    sole = sole_list(region)
+    tileable = tile_k % TILE_LEAST == 0
+    if phase == "decode":
+        if sole or tileable:
+            found["gather"] = "few query rows: the keys of a row are gathered and split over programs"
+        return found
+    if tile_q % TILE_LEAST == 0 and tileable:
+        found["query_major"] = "each list serves a whole tile of queries"
+    if sole and tile_q == 1 and lists[0].heads != 1 and tile_k >= KEY_MAJOR_LEAST_UNIT:
+        found["key_major"] = "each query has its own list: the queries of a unit make a dense tile"
+    if sole or tileable:
+        found["gather"] = "each query has its own list of small units: its keys are gathered"
+    if sole and tile_q == 1 and lists[0].heads != 1:
+        found.setdefault("key_major", "possible")
+    return found
+
+
+def _refusal(wanted: LoopOrder, region: Region, lists: list[ListRef]) -> str:
+    if wanted == "query_major":
+        rows = min((r.granule for r in lists), default=0)
+        return f"its lists change every {rows} query rows, and a query tile needs multiples of {TILE_LEAST}"
+    if wanted == "key_major":
+        return "key-major needs exactly one list, one row a query, narrowed by rules only"
+    return "its lists cannot be cut into tiles of at least 16 keys"

@@ -1,0 +1,62 @@
+"""Softmax attention over what was selected, and joining several results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from spcomp.ir.expr import Expr
+from spcomp.ir.nodes.base import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Stream(Node):
+    """A key tensor and a value tensor of equal length: tokens, or units pooled from them.
+
+    k [B,Hkv,N,D], v [B,Hkv,N,Dv]. Entry j of a stream of units stands for the tokens of unit j; it is visible to a
+    query iff its last token is (`Downsample.stride`, `Downsample.block` give that token).
+    """
+
+    k: Node
+    v: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Gather(Node):
+    """The part of a stream that a selection holds; a view, never stored unless a schedule says so.
+
+    Before `attend` joins two of them, k or v alone may be gathered: `stream` is then that tensor.
+    """
+
+    stream: Node
+    selection: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Attend(Node):
+    """One softmax over the union of the gathered streams.
+
+    q [B,Hq,Sq,D] -> out [B,Hq,Sq,Dv] in q's dtype and lse [B,Hq,Sq] f32, natural log. A row that sees no key gives
+    0 and -inf. Streams do not deduplicate against each other. scale None means 1/sqrt(D).
+    `score_mod` changes the scaled logit; it reads (score, b, h, q, k).
+    """
+
+    q: Node
+    streams: tuple[Node, ...]
+    causal: bool = True
+    scale: float | None = None
+    score_mod: Expr | None = None
+    tables: tuple[Node, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Merge(Node):
+    """Join attention results: by "lse" as if their keys were one softmax, or by learned "gates".
+
+    parts: results with outs [B,Hq,Sq,Dv] and lses; gates: one tensor [B,Hq,Sq] a part, or none.
+    Source of the LSE rule: FlashAttention, arXiv:2205.14135, section 3.1.
+    """
+
+    parts: tuple[Node, ...]
+    by: Literal["lse", "gates"] = "lse"
+    gates: tuple[Node, ...] = ()

@@ -1,0 +1,143 @@
+"""Pass: selections become one predicate and a few lists."""
+
+from __future__ import annotations
+
+from spcomp.errors import CannotLower
+from spcomp.ir.expr import TRUE, Expr, Lit, Sym, conjunction, op
+from spcomp.ir.nodes import (
+    Attend,
+    Captured,
+    Causal,
+    Everything,
+    Gather,
+    Given,
+    Intersect,
+    Local,
+    MaskMod,
+    Merge,
+    Node,
+    Region,
+    Sink,
+    Stream,
+    TopK,
+    Union,
+)
+from spcomp.ir.nodes.base import rebuild
+from spcomp.ir.program import Program
+from spcomp.ir.units import Units, position, units_of
+
+
+def infer_masks(program: Program) -> Program:
+    """Give every attended stream a region: a predicate over (b, h, q, k) and the lists it reads.
+
+    Rewrite: attend(q, gather(s, topk | window(w)), causal) -> attend(q, gather(s, region(p, lists)))
+             where p = (chosen0 | t - w < k <= t) & k <= t
+    Needs:   infer_types.
+    Gives:   every Gather holds a Region; no Attend has a causal flag left.
+    Raises:  CannotLower for a list whose units do not fit the stream.
+    """
+    return Program(
+        program.name, program.parameters, _rewritten(program.result), where=program.where
+    )
+
+
+def _rewritten(node: Node) -> Node:
+    if isinstance(node, Merge):
+        return rebuild(node, lambda part: _rewritten(part) if isinstance(part, (Attend, Merge)) else part)
+    assert isinstance(node, Attend)
+    streams = tuple(_region(part, node.causal) for part in node.streams)
+    return Attend(
+        node.q, streams, False, node.scale, node.score_mod, node.tables, where=node.where
+    )
+
+
+def _region(part: Node, causal: bool) -> Gather:
+    stream = part.stream if isinstance(part, Gather) else part
+    selection = part.selection if isinstance(part, Gather) else Everything()
+    assert isinstance(stream, Stream)
+    builder = _Builder(units_of(stream.k))
+    predicate = builder.predicate(selection)
+    if causal:
+        predicate = conjunction(predicate, builder.predicate(Causal()))
+    region = Region(
+        predicate, tuple(builder.lists), tuple(builder.tables), where=selection.where
+    )
+    return Gather(stream, region, where=part.where)
+
+
+class _Builder:
+    """Turns one selection into a predicate, collecting the lists and tables it reads."""
+
+    def __init__(self, entries: Units) -> None:
+        self.entries = entries
+        self.lists: dict[Node, str] = {}
+        self.tables: dict[Node, None] = {}
+
+    def predicate(self, selection: Node) -> Expr:
+        if isinstance(selection, (Union, Intersect)):
+            name = "or" if isinstance(selection, Union) else "and"
+            parts = [self.predicate(p) for p in selection.parts]
+            result = parts[0]
+            for part in parts[1:]:
+                result = op(name, result, part)
+            return result
+        if isinstance(selection, (TopK, Given)):
+            self._check_units(selection)
+            return Sym(self.lists.setdefault(selection, f"chosen{len(self.lists)}"))
+        if isinstance(selection, MaskMod):
+            self.tables.update(dict.fromkeys(selection.tables))
+            return selection.predicate
+        return self._rule(selection)
+
+    def _rule(self, selection: Node) -> Expr:
+        key, here = Sym("k"), position("q")
+        last = self.entries.last(key)
+        if isinstance(selection, Causal):
+            return op("le", last, here)
+        if isinstance(selection, Sink):
+            return op("lt", self.entries.first(key), Lit(selection.count * selection.unit))
+        if isinstance(selection, Local):
+            unit = Lit(selection.unit)
+            oldest = op("sub", op("floordiv", here, unit), Lit(selection.count))
+            recent = op("gt", op("floordiv", last, unit), oldest)
+            return conjunction(recent, op("le", last, here))
+        assert isinstance(selection, Everything), selection
+        return TRUE
+
+    def _check_units(self, selection: TopK | Given) -> None:
+        unit = list_unit(selection)
+        if unit.block != unit.stride:
+            raise CannotLower(
+                where=selection.where,
+                what=f"a selection of units of {unit.block} tokens every {unit.stride}",
+                why="its units overlap, so an index does not name tokens of its own",
+                way_out="regroup the scores onto blocks that tile the sequence first.",
+            )
+        if unit.stride % self.entries.stride or self.entries.block != self.entries.stride:
+            raise CannotLower(
+                where=selection.where,
+                what=f"gathering units of {unit.stride} tokens from a stream of units of {self.entries.block}",
+                why="a selected unit is not a whole number of the stream's entries",
+                way_out="select units that are a multiple of the stream's units.",
+            )
+
+
+def list_unit(selection: Node) -> Units:
+    """Give the units a list's indices stand for, in tokens."""
+    if isinstance(selection, Given):
+        return Units(selection.block_k, selection.block_k)
+    assert isinstance(selection, TopK)
+    return units_of(selection.scores.k)  # type: ignore[attr-defined]
+
+
+def list_granule(selection: Node) -> int:
+    """Give the query rows one row of a list covers."""
+    if isinstance(selection, Given):
+        return selection.block_q
+    assert isinstance(selection, TopK)
+    return units_of(selection.scores.q).stride  # type: ignore[attr-defined]
+
+
+def captured_tables(nodes: tuple[Node, ...]) -> tuple[str, ...]:
+    """Name the tables of a region or an attend."""
+    return tuple(n.name for n in nodes if isinstance(n, Captured))

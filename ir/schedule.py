@@ -1,0 +1,41 @@
+"""How a pattern is run: the loop order and the axes of each kernel.
+
+An axis is declared once, in the manifest beside the kernel templates (`templates/<backend>/axes.json`), with its choices and default; a
+`Schedule` is a loop order plus a frozen value for each axis of each kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from spcomp.ir.plan import Axes, LoopOrder
+
+KernelAxes = tuple[tuple[str, Axes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A loop order and the axis values of every kernel a backend may launch; `reason` says why."""
+
+    order: LoopOrder
+    kernels: KernelAxes
+    reason: str = field(default="", compare=False)
+
+    def of(self, kernel: str) -> dict[str, int]:
+        """Give the axes of one kernel."""
+        return dict(dict(self.kernels).get(kernel, ()))
+
+    def with_axes(self, kernel: str, **values: int) -> Schedule:
+        """Give the schedule with some axes of one kernel changed."""
+        merged = {**self.of(kernel), **values}
+        kernels = {**dict(self.kernels), kernel: tuple(sorted(merged.items()))}
+        return Schedule(self.order, tuple(sorted(kernels.items())), self.reason)
+
+    def __str__(self) -> str:
+        return self.order
+
+
+def frozen(axes: Mapping[str, Mapping[str, int]]) -> KernelAxes:
+    """Freeze a table of kernel -> axis -> value."""
+    return tuple((k, tuple(sorted(v.items()))) for k, v in sorted(axes.items()))

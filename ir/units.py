@@ -1,0 +1,61 @@
+"""The geometry of units, in one place: which tokens a unit covers and when it is visible.
+
+Visibility is one rule everywhere: a unit is visible to a query at position t = row + Skv - Sq iff its last token is not
+later than t (design decision; NSA, MoBA, Quest, CSA and QSA all follow it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spcomp.ir import dims
+from spcomp.ir.dims import Dim
+from spcomp.ir.expr import Expr, Lit, Sym, op
+from spcomp.ir.nodes import Downsample, Node, State
+
+OFFSET = op("sub", Sym("Skv"), Sym("Sq"))
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Unit u covers the tokens u*stride … u*stride+block-1 of its sequence."""
+
+    block: int
+    stride: int
+    tail: str = "keep"
+
+    def count(self, tokens: Dim) -> Dim:
+        """Give the number of units over some tokens."""
+        if self.tail == "drop":
+            complete = dims.ceildiv(tokens - self.block + 1, self.stride)
+            return dims.largest(0, complete)
+        if self.block == self.stride:
+            return dims.ceildiv(tokens, self.stride)
+        return dims.largest(1, dims.ceildiv(tokens - self.block, self.stride) + 1)
+
+    def first(self, unit: Expr) -> Expr:
+        """Give the first token of a unit."""
+        return op("mul", unit, Lit(self.stride))
+
+    def last(self, unit: Expr) -> Expr:
+        """Give the last real token of a unit; the last unit may be short."""
+        if self.block == 1:
+            return self.first(unit)
+        end = op("add", self.first(unit), Lit(self.block))
+        return op("sub", op("min", end, Sym("Skv")), Lit(1))
+
+
+TOKENS = Units(1, 1)
+
+
+def units_of(node: Node) -> Units:
+    """Give the units a tensor is in; tokens unless it was downsampled."""
+    inner = node.value if isinstance(node, State) else node
+    if isinstance(inner, Downsample):
+        return Units(inner.block, inner.stride, inner.tail)
+    return TOKENS
+
+
+def position(row: str) -> Expr:
+    """Give the position of a query row (symbol q, q_lo or q_hi) among the keys."""
+    return op("add", Sym(row), OFFSET)

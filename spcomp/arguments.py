@@ -1,0 +1,187 @@
+"""Checks of a call's tensors. What must agree is read off the types of `ir/types.py`, never written down per tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from spcomp.backends.base import Specialisation
+from spcomp.dsl.pattern import Pattern
+from spcomp.dsl.trace import show
+from spcomp.errors import (
+    DeviceClash,
+    DtypeMix,
+    DtypeUnsupported,
+    HeadsDoNotDivide,
+    LastStrideNotOne,
+    MaskOfOtherLength,
+    NeedsGradient,
+    ShapeMismatch,
+)
+from spcomp.ir.expr import Expr, Lit, Load, bounds_of, walk
+from spcomp.ir.nodes import Attend, Captured, Given, MaskMod, Node
+from spcomp.ir.types import INPUTS
+
+_ROLES = {"q": "query", "k": "key", "v": "value"}
+_FORMS = {"q": "[B, Hq, Sq, D]", "k": "[B, Hkv, Skv, D]", "v": "[B, Hkv, Skv, Dv]"}
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+
+
+def dims_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
+    """Give the symbols of a call: B, Hq, Hkv, Sq, Skv, D, Dv.
+
+    Raises: ShapeMismatch, HeadsDoNotDivide.
+    """
+    env: dict[str, int] = {}
+    named: dict[str, str] = {}
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            raise ShapeMismatch(
+                left=f"{name} with shape {list(tensor.shape)}",
+                right=f"the form {_FORMS[name]}",
+                problem="4 dimensions are needed",
+                way_out="add a batch or head dimension with unsqueeze, or transpose [B, S, H, D] tensors with .transpose(1, 2).",
+            )
+        for axis, symbol in enumerate(INPUTS[_ROLES[name]].dims):
+            size, key = int(tensor.shape[axis]), str(symbol)
+            if env.setdefault(key, size) != size:
+                raise ShapeMismatch(
+                    left=f"{named[key]}",
+                    right=f"{name} with shape {list(tensor.shape)}",
+                    problem=f"{key} is {env[key]} in the first and {size} in the second",
+                    way_out="; ".join(f"{n} is {f}" for n, f in _FORMS.items()) + ".",
+                )
+            named.setdefault(key, f"{name} with shape {list(tensor.shape)}")
+    if env["Hkv"] == 0 or env["Hq"] % env["Hkv"]:
+        raise HeadsDoNotDivide(hq=env["Hq"], hkv=env["Hkv"])
+    return env
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Check dtypes, devices and last strides.
+
+    Raises: DtypeMix, DtypeUnsupported, DeviceClash, LastStrideNotOne.
+    """
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor.dtype != q.dtype:
+            raise DtypeMix(
+                left="q", left_dtype=_short(q.dtype), right=name, right_dtype=_short(tensor.dtype)
+            )
+        if tensor.device != q.device:
+            raise DeviceClash(
+                left="q", left_device=q.device, right=name, right_device=tensor.device
+            )
+    if _short(q.dtype) not in FLOATS:
+        raise DtypeUnsupported(
+            name="q", dtype=_short(q.dtype), backend="reference", choices=", ".join(FLOATS)
+        )
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise LastStrideNotOne(name=name, stride=tensor.stride(-1))
+
+
+def check_gradients(backend: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Refuse a gradient where there is no backward, instead of dropping it.
+
+    Raises: NeedsGradient.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.requires_grad:
+            raise NeedsGradient(name=name, backend=backend)
+
+
+def specialisation(q: Tensor, v: Tensor) -> Specialisation:
+    """Give what kernels are specialised on."""
+    return Specialisation(_short(q.dtype), int(q.shape[-1]), int(v.shape[-1]))
+
+
+def check_masks(pattern: Pattern, env: Mapping[str, int], device: str) -> None:
+    """Check that masks, lists and tables the pattern brought fit the lengths, heads and device of the call.
+
+    Raises: MaskOfOtherLength, ShapeMismatch, DeviceClash.
+    """
+    for node in pattern.program.stages():
+        if isinstance(node, (Given, MaskMod)) and node.built_for is not None:
+            _built_for(node, env)
+        if isinstance(node, Given):
+            _given(node, pattern, env)
+        for expr in _expressions(node):
+            _tables(node, expr, pattern, env)
+    for name, tensor in pattern.tensors.items():
+        if str(tensor.device) != device:
+            raise DeviceClash(
+                left=f"the pattern's tensor {name}",
+                left_device=tensor.device,
+                right="q",
+                right_device=device,
+            )
+
+
+def _built_for(node: Given | MaskMod, env: Mapping[str, int]) -> None:
+    assert node.built_for is not None
+    if tuple(node.built_for) != (env["Sq"], env["Skv"]):
+        raise MaskOfOtherLength(
+            where=node.where,
+            mask="the mask",
+            built="Sq = {} and Skv = {}".format(*node.built_for),
+            given=f"Sq = {env['Sq']} and Skv = {env['Skv']}",
+        )
+
+
+def _given(node: Given, pattern: Pattern, env: Mapping[str, int]) -> None:
+    assert isinstance(node.tensor, Captured)
+    shape = [int(n) for n in pattern.tensors[node.tensor.name].shape]
+    batch, heads, rows, units = shape
+    expected = -(-env["Sq"] // node.block_q), -(-env["Skv"] // node.block_k)
+    verb = "block_mask" if node.form == "mask" else "block_indices"
+    found = [rows, units] if node.form == "mask" else [rows]
+    if found != list(expected)[: len(found)]:
+        raise MaskOfOtherLength(
+            where=node.where,
+            mask=f"the {verb} tensor of shape {shape}",
+            built=f"{' x '.join(str(n) for n in found)} blocks of {node.block_q} x {node.block_k}",
+            given=f"Sq = {env['Sq']} and Skv = {env['Skv']}, which make {expected[0]} x {expected[1]}",
+        )
+    if batch not in (1, env["B"]) or heads not in (1, env["Hkv"], env["Hq"]):
+        raise ShapeMismatch(
+            where=node.where,
+            left=f"the {verb} tensor of shape {shape}",
+            right=f"q and k with B = {env['B']}, Hq = {env['Hq']}, Hkv = {env['Hkv']}",
+            problem="its batch must be 1 or B, its heads 1, Hkv or Hq",
+            way_out="expand the mask, or build it for these heads.",
+        )
+
+
+def _expressions(node: Node) -> Iterator[Expr]:
+    if isinstance(node, MaskMod):
+        yield node.predicate
+    if isinstance(node, Attend) and node.score_mod is not None:
+        yield node.score_mod
+
+
+def _tables(node: Node, expr: Expr, pattern: Pattern, env: Mapping[str, int]) -> None:
+    """Refuse a table that the rule would read past its end."""
+    last = {"b": env["B"] - 1, "h": env["Hq"] - 1, "q": env["Sq"] - 1, "k": env["Skv"] - 1}
+    ranges = {n: (Lit(0), Lit(v)) for n, v in last.items()}
+    ranges |= {n: (Lit(env[n]), Lit(env[n])) for n in ("Sq", "Skv")}
+    for load in walk(expr):
+        if not isinstance(load, Load):
+            continue
+        shape = pattern.tensors[load.tensor].shape
+        for axis, index in enumerate(load.index):
+            bounds = bounds_of(index, ranges)
+            if bounds is None or not all(isinstance(x, Lit) for x in bounds):
+                continue
+            low, high = (x.value for x in bounds if isinstance(x, Lit))
+            if low < 0 or high >= shape[axis]:
+                raise MaskOfOtherLength(
+                    where=node.where,
+                    mask=f"the tensor {load.tensor} of shape {list(shape)}, read at [{show(index)}],",
+                    built=f"indices 0 to {shape[axis] - 1} on axis {axis}",
+                    given=f"Sq = {env['Sq']} and Skv = {env['Skv']}, which read {int(low)} to {int(high)}",
+                )
+
+
+def _short(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""Backends: one package each, which turn a plan into something that runs."""

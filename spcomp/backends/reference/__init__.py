@@ -1,0 +1,1 @@
+"""The reference backend: patterns and plans interpreted in plain torch."""

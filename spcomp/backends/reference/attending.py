@@ -1,0 +1,147 @@
+"""Softmax attention of a chunk of query rows over what was selected, and joining results."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spcomp.backends.reference.call import Call, single, stream_of
+from spcomp.backends.reference.expressions import evaluate
+from spcomp.backends.reference.selecting import Chunk, mask_of, symbols
+from spcomp.errors import CannotLower
+from spcomp.ir.nodes import Attend, Causal, Gather, Merge, Node
+
+Result = tuple[Tensor, Tensor]
+"""out [B,Hq,R,Dv] in the dtype of the computation, and lse [B,Hq,R], natural log."""
+
+
+def result_of(node: Node, call: Call, start: int, stop: int) -> Result:
+    """Run an attend, or a merge of several, for query rows [start, stop)."""
+    if isinstance(node, Merge):
+        parts = [result_of(p, call, start, stop) for p in node.parts]
+        gates = [call.tensor(g)[:, :, start:stop].to(call.dtype) for g in node.gates]
+        return gated(parts, gates) if node.by == "gates" else merged(parts)
+    assert isinstance(node, Attend), node
+    return _attend(node, call, start, stop)
+
+
+def _attend(node: Attend, call: Call, start: int, stop: int) -> Result:
+    q = single(node.q, call.value(node.q))[:, :, start:stop].to(call.dtype)
+    logits, values = [], []
+    for part in node.streams:
+        stream, chunk = stream_of(part), _chunk(part, node, call, start, stop)
+        keys, held = (single(n, call.wide(n))[:, :, : chunk.keys] for n in (stream.k, stream.v))
+        hidden = ~visible(part, node, chunk)
+        logits.append(_logits(node, q, keys, chunk).masked_fill_(hidden, -torch.inf))
+        values.append(held)
+    return _softmax(torch.cat(logits, dim=-1) if len(logits) > 1 else logits[0], values)
+
+
+def _chunk(part: Node, node: Attend, call: Call, start: int, stop: int) -> Chunk:
+    """Give the rows and the entries to look at: under a causal mask, none past the last row."""
+    grid = call.grid(stream_of(part).k)
+    keys = grid.count
+    if node.causal:
+        latest = torch.tensor([stop - 1 + call.shift], device=call.device)
+        keys = int(torch.searchsorted(grid.last, latest, right=True))
+    return Chunk(call, start, stop, grid, keys)
+
+
+def visible(part: Node, node: Attend, chunk: Chunk) -> Tensor:
+    """Give the mask of one stream of an attend, broadcastable to [B,Hq,R,N]."""
+    held = mask_of(part.selection, chunk) if isinstance(part, Gather) else None
+    if not node.causal:
+        return _everything(chunk) if held is None else held
+    causal = mask_of(Causal(), chunk)
+    return causal if held is None else held & causal
+
+
+def _everything(chunk: Chunk) -> Tensor:
+    return torch.ones(1, 1, 1, chunk.keys, dtype=torch.bool, device=chunk.call.device)
+
+
+def _logits(node: Attend, q: Tensor, keys: Tensor, chunk: Chunk) -> Tensor:
+    """Give q·k * scale after the score hook, [B,Hq,R,N]; a KV head serves its group unrepeated."""
+    b, heads, rows, d = q.shape
+    scale = d**-0.5 if node.scale is None else node.scale
+    product = (q * scale).reshape(b, keys.shape[1], -1, d) @ keys.transpose(-1, -2)
+    logits = product.reshape(b, heads, rows, keys.shape[2])
+    if node.score_mod is None:
+        return logits
+    values = {**symbols(chunk), "score": logits}
+    changed = evaluate(node.score_mod, values, chunk.call.tensors, chunk.call.dtype)
+    hooked = torch.as_tensor(changed, device=q.device).to(logits.dtype)
+    return hooked.expand(logits.shape).clone()
+
+
+def _softmax(logits: Tensor, values: list[Tensor]) -> Result:
+    """Join all streams in one softmax; a row without a finite logit gives 0 and -inf."""
+    b, heads, rows, _ = logits.shape
+    if logits.shape[-1] == 0:
+        empty = logits.new_zeros(b, heads, rows, values[0].shape[3])
+        return empty, logits.new_full((b, heads, rows), -torch.inf)
+    # The shift cancels out of the result, so no gradient goes through it.
+    top = logits.detach().amax(dim=-1, keepdim=True)
+    top = top.masked_fill(top == -torch.inf, 0.0)
+    weights = logits.sub_(top).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    total_or_one = total.masked_fill(total == 0, 1.0)
+    lse = (top + total_or_one.log()).masked_fill(total == 0, -torch.inf)[..., 0]
+    out = logits.new_zeros(())
+    first = 0
+    for held in values:
+        part = weights[..., first : first + held.shape[2]]
+        grouped = part.reshape(b, held.shape[1], -1, held.shape[2])
+        out = out + (grouped @ held).reshape(b, heads, rows, -1)
+        first += held.shape[2]
+    return out / total_or_one, lse
+
+
+def merged(parts: list[Result]) -> Result:
+    """Join attention over disjoint key sets as if it were one softmax.
+
+    A row empty in all parts gives 0 and -inf. Source: FlashAttention, arXiv:2205.14135, section
+    3.1.
+    """
+    lses = torch.stack([lse for _, lse in parts])
+    top = lses.detach().amax(dim=0)
+    top = top.masked_fill(top == -torch.inf, 0.0)
+    weights = (lses - top).exp()
+    total = weights.sum(dim=0)
+    total_or_one = total.masked_fill(total == 0, 1.0)
+    out = sum(w[..., None] * o for w, (o, _) in zip(weights, parts, strict=True))
+    assert isinstance(out, Tensor)
+    lse = (top + total_or_one.log()).masked_fill(total == 0, -torch.inf)
+    return out / total_or_one[..., None], lse
+
+
+def gated(parts: list[Result], gates: list[Tensor]) -> Result:
+    """Add results weighted by a gate [B,Hq,R] each; the lse is that of all their keys together."""
+    out = sum(g[..., None] * o for g, (o, _) in zip(gates, parts, strict=True))
+    assert isinstance(out, Tensor)
+    return out, merged(parts)[1]
+
+
+def pairs_of(node: Node, call: Call, start: int, stop: int) -> Tensor:
+    """Give the (query, key) pairs a result reads for rows [start, stop): bool [B,Hq,R,Skv].
+
+    Raises: CannotLower for a stream of units, whose entries are no tokens.
+    """
+    shape = (call.env["B"], call.env["Hq"], stop - start, call.env["Skv"])
+    pairs = torch.zeros(shape, dtype=torch.bool, device=call.device)
+    if isinstance(node, Merge):
+        for inner in node.parts:
+            pairs |= pairs_of(inner, call, start, stop)
+        return pairs
+    assert isinstance(node, Attend), node
+    for part in node.streams:
+        chunk = _chunk(part, node, call, start, stop)
+        if chunk.grid.count != call.env["Skv"] or chunk.grid.stride != 1:
+            raise CannotLower(
+                where=part.where,
+                what="a mask of tokens for a stream of units",
+                why="its entries are pooled from several tokens",
+                way_out="ask for the mask of the streams of tokens alone",
+            )
+        pairs[..., : chunk.keys] |= visible(part, node, chunk)
+    return pairs

@@ -1,0 +1,148 @@
+"""One call of a pattern: its tensors, its lengths, and what spans all rows, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from spcomp.backends.reference.pooling import (
+    Grid,
+    Pooled,
+    compute_dtype,
+    pool,
+    pooled_grid,
+    token_grid,
+)
+from spcomp.errors import CannotLower
+from spcomp.ir import dims
+from spcomp.ir.nodes import (
+    Attend,
+    Captured,
+    Downsample,
+    Gather,
+    Input,
+    Node,
+    Score,
+    State,
+    Stream,
+)
+from spcomp.ir.program import Program
+
+
+class Call:
+    """A program on the tensors of one call.
+
+    `tensors` holds q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv] and the captured tables by
+    name. Pooled units, and keys in the dtype of the computation, are made here, so that what runs
+    for each chunk of rows leaves nothing behind (a chunk may run twice: once more when its gradient
+    is asked for).
+    """
+
+    def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
+        self.program = program
+        # One layout, so that the strides of the caller change no bit of the result.
+        self.tensors = {name: x.contiguous() for name, x in tensors.items()}
+        stages = program.stages()
+        names: dict[str, str] = {n.role: n.name for n in stages if isinstance(n, Input)}
+        q, k, v = (
+            tensors[names.get(role, default)]
+            for role, default in (("query", "q"), ("key", "k"), ("value", "v"))
+        )
+        self.env = {
+            "B": int(q.shape[0]),
+            "Hq": int(q.shape[1]),
+            "Hkv": int(k.shape[1]),
+            "Sq": int(q.shape[2]),
+            "Skv": int(k.shape[2]),
+            "D": int(q.shape[3]),
+            "Dv": int(v.shape[3]),
+        }
+        self.dtype, self.out_dtype, self.device = compute_dtype(q.dtype), q.dtype, q.device
+        self._values: dict[Node, Pooled] = {}
+        self._grids: dict[Node, Grid] = {}
+        self._wide: dict[Node, Pooled] = {}
+        for node in stages:
+            self._prepare(node)
+
+    def _prepare(self, node: Node) -> None:
+        if isinstance(node, (Downsample, State)):
+            self.value(node)
+            self.grid(node)
+        elif isinstance(node, Score):
+            self.wide(node.k)
+        elif isinstance(node, Attend):
+            for part in node.streams:
+                held = stream_of(part)
+                self.wide(held.k)
+                self.wide(held.v)
+
+    @property
+    def shift(self) -> int:
+        """The position of query row 0: Skv - Sq."""
+        return self.env["Skv"] - self.env["Sq"]
+
+    def number(self, dim: dims.Dim) -> int:
+        """Evaluate a dim for this call."""
+        return dims.evaluate(dim, self.env)
+
+    def tensor(self, node: Node) -> Tensor:
+        """Give the tensor of an input, or of a value pooled to one tensor."""
+        return single(node, self.value(node))
+
+    def value(self, node: Node) -> Pooled:
+        """Give a value and, for a minmax pair, its minima: [B,H,U,D] in the dtype of the input."""
+        if isinstance(node, (Input, Captured)):
+            return self.tensors[node.name], None
+        if isinstance(node, State):
+            return self.value(node.value)
+        assert isinstance(node, Downsample), node
+        if node not in self._values:
+            count = self.grid(node).count
+            self._values[node] = pool(
+                self.tensor(node.x), node.by, node.block, node.stride, count
+            )
+        return self._values[node]
+
+    def wide(self, node: Node) -> Pooled:
+        """Give a value in the dtype of the computation."""
+        if node not in self._wide:
+            values, low = self.value(node)
+            self._wide[node] = (
+                values.to(self.dtype),
+                None if low is None else low.to(self.dtype),
+            )
+        return self._wide[node]
+
+    def grid(self, node: Node) -> Grid:
+        """Tell which tokens each unit of a value stands for."""
+        if isinstance(node, State):
+            return self.grid(node.value)
+        if node not in self._grids:
+            if isinstance(node, Downsample):
+                self._grids[node] = pooled_grid(self.grid(node.x), node)
+            else:
+                self._grids[node] = token_grid(int(self.tensor(node).shape[2]), self.device)
+        return self._grids[node]
+
+
+def single(node: Node, value: Pooled) -> Tensor:
+    """Give the one tensor of a value.
+
+    Raises: CannotLower for a minmax pair.
+    """
+    if value[1] is not None:
+        raise CannotLower(
+            where=node.where,
+            what="a minmax pair in the place of one tensor",
+            why="only score() reads a pair",
+            way_out="pool it by mean, max or min",
+        )
+    return value[0]
+
+
+def stream_of(part: Node) -> Stream:
+    """Give the stream an attend reads, gathered or not."""
+    held = part.stream if isinstance(part, Gather) else part
+    assert isinstance(held, Stream), held
+    return held

@@ -1,0 +1,215 @@
+"""Selections as masks: which keys of a stream a chunk of query rows sees.
+
+Masks are boolean and broadcast to [B,Hq,R,N]; a rule that does not depend on the batch or the head
+keeps length 1 there, so that only lists and tables cost memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from spcomp.backends.reference.call import Call
+from spcomp.backends.reference.expressions import Value, Values, evaluate
+from spcomp.backends.reference.pooling import Grid
+from spcomp.backends.reference.scoring import (
+    Rows,
+    candidates,
+    forced,
+    list_rows,
+    score_of,
+    scores,
+)
+from spcomp.errors import ShapeMismatch
+from spcomp.ir.expr import Expr
+from spcomp.ir.nodes import (
+    Causal,
+    Everything,
+    Given,
+    Intersect,
+    Local,
+    MaskMod,
+    Node,
+    Region,
+    Sink,
+    TopK,
+    Union,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Query rows [start, stop) against the first `keys` entries of a stream that lies on `grid`.
+
+    An entry becomes visible with its last token; a mask_mod sees its number, as it does a token's.
+    """
+
+    call: Call
+    start: int
+    stop: int
+    grid: Grid
+    keys: int
+
+    @property
+    def queries(self) -> Tensor:
+        """Query row numbers, int64 [R, 1]."""
+        return torch.arange(self.start, self.stop, device=self.call.device)[:, None]
+
+    @property
+    def positions(self) -> Tensor:
+        """Positions of the query rows among the keys, int64 [R, 1]; negative ones see nothing."""
+        return self.queries + self.call.shift
+
+    @property
+    def lasts(self) -> Tensor:
+        """The last token of each entry, int64 [N]."""
+        return self.grid.last[: self.keys]
+
+
+def mask_of(node: Node, chunk: Chunk) -> Tensor:
+    """Give the mask of a selection for a chunk, broadcastable to [B,Hq,R,N]."""
+    if isinstance(node, (Union, Intersect)):
+        parts = [mask_of(p, chunk) for p in node.parts]
+        return reduce(torch.logical_or if isinstance(node, Union) else torch.logical_and, parts)
+    if isinstance(node, TopK):
+        return _chosen(node, chunk)
+    if isinstance(node, Given):
+        return _given(node, chunk)
+    if isinstance(node, MaskMod):
+        return _ruled(node.predicate, symbols(chunk), chunk)
+    if isinstance(node, Region):
+        held = {f"chosen{n}": mask_of(part, chunk) for n, part in enumerate(node.lists)}
+        return _ruled(node.predicate, {**symbols(chunk), **held}, chunk)
+    return _placed(node, chunk)[None, None]
+
+
+def _placed(node: Node, chunk: Chunk) -> Tensor:
+    """Masks of positions alone: [R, N]."""
+    t, key = chunk.positions, chunk.lasts[None, :]
+    if isinstance(node, Causal):
+        return key <= t
+    if isinstance(node, Local):
+        return (key <= t) & (key // node.unit > t // node.unit - node.count)
+    if isinstance(node, Sink):
+        return chunk.grid.first[None, : chunk.keys] < node.count * node.unit
+    assert isinstance(node, Everything), node
+    return torch.ones(1, 1, dtype=torch.bool, device=t.device)
+
+
+def _ruled(predicate: Expr, values: Values, chunk: Chunk) -> Tensor:
+    held = evaluate(predicate, values, chunk.call.tensors, chunk.call.dtype)
+    mask = torch.as_tensor(held, device=chunk.call.device).bool()
+    return mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
+
+
+def symbols(chunk: Chunk) -> dict[str, Value]:
+    """Give the symbols of an element expression as tensors that broadcast to [B,Hq,R,N]."""
+    env, device = chunk.call.env, chunk.call.device
+    return {
+        "b": torch.arange(env["B"], device=device)[:, None, None, None],
+        "h": torch.arange(env["Hq"], device=device)[None, :, None, None],
+        "q": chunk.queries[None, None],
+        "k": torch.arange(chunk.keys, device=device)[None, None, None, :],
+        "Sq": env["Sq"],
+        "Skv": env["Skv"],
+    }
+
+
+# ---- lists ---------------------------------------------------------------------------------------
+
+
+def kept_units(call: Call, node: TopK, first: int, stop: int) -> tuple[Rows, Tensor, Tensor]:
+    """Choose units for rows [first, stop) of a list.
+
+    Returns: the rows, the kept units bool [B,Hs,n,Nk], and the scores [B,Hs,n,Nk].
+    """
+    score = score_of(node)
+    rows = list_rows(call, score, first, stop)
+    values = scores(call, score, rows)
+    always = forced(call, score, node.always, rows)
+    able = candidates(call, score, rows) | always
+    return rows, best(values, able, always, call.number(node.k)), values
+
+
+def best(values: Tensor, able: Tensor, always: Tensor, k: int) -> Tensor:
+    """Keep min(max(k, always), able) units a row: those of `always`, then the highest values.
+
+    values [B,Hs,n,Nk]; able, always bool broadcastable to it -> bool like values. A tie goes to the
+    lower index; NaN ranks below every number.
+    """
+    always, able = always.expand_as(values), able.expand_as(values)
+    keep = torch.minimum(always.sum(-1).clamp(min=k), able.sum(-1))[..., None]
+    order = values.sort(dim=-1, descending=True, stable=True).indices
+    group = 2 * values.isnan().int() + 4 * (~able).int()
+    group = torch.where(always, -1, group).gather(-1, order)
+    order = order.gather(-1, group.sort(dim=-1, stable=True).indices)
+    place = torch.arange(values.shape[-1], device=values.device)
+    return torch.zeros_like(able).scatter(-1, order, place < keep)
+
+
+def _chosen(node: TopK, chunk: Chunk) -> Tensor:
+    with torch.no_grad():
+        call, score = chunk.call, score_of(node)
+        granule = call.grid(score.q).stride
+        first = chunk.start // granule
+        rows, kept, _ = kept_units(call, node, first, -(-chunk.stop // granule))
+        held = _on_entries(kept, call.grid(score.k), chunk)
+        return _on_queries(held, rows.granule, rows.start, chunk)
+
+
+def _given(node: Given, chunk: Chunk) -> Tensor:
+    first = chunk.start // node.block_q
+    units = _marked(node, chunk.call)[:, :, first : -(-chunk.stop // node.block_q)]
+    tokens = chunk.call.env["Skv"]
+    starts = torch.arange(units.shape[3], device=units.device) * node.block_k
+    ends = (starts + node.block_k).clamp(max=tokens) - 1
+    real = starts < tokens
+    grid = Grid(starts[real], ends[real], node.block_k, tokens)
+    held = _on_entries(units[..., : grid.count], grid, chunk)
+    return _on_queries(held, node.block_q, first, chunk)
+
+
+def _marked(node: Given, call: Call) -> Tensor:
+    """Give a user's list as marks on units, bool [B|1,Hs,Nq,U]; a unit past the end marks none."""
+    tensor = call.tensor(node.tensor)
+    if node.form == "mask":
+        return tensor.bool()
+    counts = None if node.counts is None else call.tensor(node.counts)
+    units = -(-call.env["Skv"] // node.block_k)
+    real = (tensor >= 0) & (tensor < units)
+    if counts is not None:
+        real &= torch.arange(tensor.shape[3], device=tensor.device) < counts[..., None]
+    place = torch.where(real, tensor, units).long()
+    marks = torch.zeros(*tensor.shape[:3], units + 1, dtype=torch.bool, device=tensor.device)
+    return marks.scatter(-1, place, True)[..., :units]
+
+
+def _on_entries(units: Tensor, grid: Grid, chunk: Chunk) -> Tensor:
+    """Carry marks from the units of a list to the entries of a stream: [..., U] -> [..., N]."""
+    if grid.same_as(chunk.grid):
+        return units[..., : chunk.keys]
+    low, high = grid.holders(chunk.lasts)
+    padded = torch.nn.functional.pad(units, (0, 1))
+    if bool((high - low <= 1).all()):
+        return padded[..., low] & (high > low)
+    before = torch.nn.functional.pad(units.int().cumsum(-1), (1, 0))
+    return before[..., high] > before[..., low]
+
+
+def _on_queries(held: Tensor, granule: int, first: int, chunk: Chunk) -> Tensor:
+    """Carry marks from the rows and heads of a list to queries: [B|1,Hs,n,N] -> [B|1,Hq|1,R,N]."""
+    row = chunk.queries[:, 0] // granule - first
+    padded = torch.nn.functional.pad(held, (0, 0, 0, 1))
+    by_query = padded[:, :, row.clamp(max=held.shape[2])]
+    lists, heads = held.shape[1], chunk.call.env["Hq"]
+    if heads % lists:
+        raise ShapeMismatch(
+            left=f"a list for {lists} heads",
+            right=f"q with {heads} heads",
+            problem=f"{heads} is not a multiple of {lists}",
+            way_out="give one list for all heads, for each KV head, or for each query head.",
+        )
+    return by_query if lists == 1 else by_query.repeat_interleave(heads // lists, dim=1)

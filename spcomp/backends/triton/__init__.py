@@ -1,0 +1,107 @@
+"""The Triton backend: NVIDIA and AMD GPUs, and the CPU through Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from spcomp.backends.base import DTYPES, MAX_HEAD_DIM, Executable, Refusal, Source, Specialisation
+from spcomp.backends.triton.axes import default_axes
+from spcomp.backends.triton.targets import INTERPRETER, TARGETS
+from spcomp.errors import NotOnThisDevice, TritonMissing
+from spcomp.ir.plan import Plan
+from spcomp.ir.schedule import KernelAxes
+from spcomp.ir.target import Target
+
+
+class TritonBackend:
+    """Plans as Triton kernels."""
+
+    name = "triton"
+
+    def targets(self) -> Mapping[str, Target]:
+        """The chips it compiles for, and the interpreter."""
+        return {**TARGETS, INTERPRETER.name: INTERPRETER}
+
+    def target_of(self, device: str) -> Target:
+        """Give the target of a torch device.
+
+        Raises: TritonMissing, NotOnThisDevice.
+        """
+        _check_triton(device)
+        if device == "cpu":
+            if os.environ.get("TRITON_INTERPRET") != "1":
+                raise NotOnThisDevice(
+                    backend=self.name,
+                    device="cpu",
+                    why=", since Triton's interpreter is off",
+                    way_out="use backend='reference', or set TRITON_INTERPRET=1 before the first import of triton.",
+                )
+            return INTERPRETER
+        return _gpu_target(device)
+
+    def axes(self, target: Target, spec: Specialisation) -> KernelAxes:
+        """The default schedule axes."""
+        return default_axes(target, spec)
+
+    def refuses(self, plan: Plan, target: Target, spec: Specialisation) -> Refusal | None:
+        """Say why it will not build a plan."""
+        if spec.dtype not in DTYPES:
+            return Refusal(
+                f"{spec.dtype} tensors",
+                "its kernels compute in " + ", ".join(DTYPES),
+                "cast the tensors, or use backend='reference'.",
+            )
+        for name, value in (("head_dim", spec.head_dim), ("value_dim", spec.value_dim)):
+            if value > MAX_HEAD_DIM:
+                return Refusal(
+                    f"{name} = {value}",
+                    f"its tiles hold at most {MAX_HEAD_DIM}",
+                    "use backend='reference', or split the head.",
+                )
+        from spcomp.ir.passes.fit_target import fit_target
+
+        return fit_target(plan, target, spec.head_dim, spec.value_dim, spec.element_bytes)
+
+    def emit(self, plan: Plan, target: Target, spec: Specialisation) -> Source:
+        """Generate the source of every launch."""
+        from spcomp.backends.triton.emit import emit
+
+        return emit(plan, target, spec)
+
+    def build(self, source: Source) -> Executable:
+        """Import the source on this machine; Triton compiles at the first launch."""
+        from spcomp.backends.triton.executor import TritonExecutable
+
+        return TritonExecutable(source)
+
+
+def _check_triton(device: str) -> None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise TritonMissing(name="q", device=device, reason=error) from error
+
+
+def _gpu_target(device: str) -> Target:
+    import torch
+
+    if torch.version.hip:
+        arch = str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
+        found = {t.arch: t for t in TARGETS.values()}.get(f"hip:{arch}")
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        known = [t for t in TARGETS.values() if t.arch.startswith("cuda:")]
+        fitting = [t for t in known if int(t.arch[5:]) <= major * 10 + minor]
+        found = fitting[-1] if fitting else None
+    if found is None:
+        raise NotOnThisDevice(
+            backend="triton",
+            device=device,
+            why=", which is older than any target it knows",
+            way_out="use backend='reference'.",
+        )
+    return found
+
+
+BACKEND = TritonBackend()

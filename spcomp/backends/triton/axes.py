@@ -1,0 +1,68 @@
+"""The schedule axes of the Triton kernels, read from the manifest beside their templates."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import lru_cache
+
+from spcomp.backends.base import Specialisation
+from spcomp.codegen.render import TEMPLATES
+from spcomp.ir.schedule import KernelAxes, frozen
+from spcomp.ir.target import Target
+
+
+@lru_cache(maxsize=1)
+def manifest() -> dict[str, dict[str, dict[str, object]]]:
+    """Read the manifest: kernel -> axis -> default, choices, meaning."""
+    text = (TEMPLATES / "triton" / "axes.json").read_text()
+    table: dict[str, dict[str, dict[str, object]]] = json.loads(text)
+    return table
+
+
+def default_axes(target: Target, spec: Specialisation) -> KernelAxes:
+    """Give the axes a kernel runs with when nobody tuned it, shrunk to what the chip holds."""
+    table = {
+        kernel: {name: int(str(axis["default"])) for name, axis in axes.items()}
+        for kernel, axes in manifest().items()
+    }
+    for kernel in ("attend", "attend_keys"):
+        _shrink(table[kernel], target, spec)
+    if target.arch == "interpreter":
+        for axes in table.values():
+            axes["programs"] = 4 if "programs" in axes else axes.get("programs", 0)
+        table = {k: {n: v for n, v in a.items() if v} for k, a in table.items()}
+        table["topk"]["block_u"] = 1024
+        table["tiles"]["chunk"] = 64
+    return frozen(table)
+
+
+def _shrink(axes: dict[str, int], target: Target, spec: Specialisation) -> None:
+    """Take smaller tiles until queries, and keys and values in flight, fit on chip."""
+    rows = "block_q" if "block_q" in axes else "block_m"
+    if spec.head_dim > 128 or spec.element_bytes == 4:
+        axes["block_k"] = min(axes["block_k"], 32 if spec.element_bytes == 4 else 64)
+        axes["stages"] = 2
+    if spec.element_bytes == 4:
+        axes[rows] = min(axes[rows], 64)
+    if target.arch.startswith("hip"):
+        axes["stages"] = 2
+    while attend_bytes(axes, rows, spec) > target.shared_bytes and axes["block_k"] > 16:
+        if axes["stages"] > 2:
+            axes["stages"] -= 1
+        elif axes[rows] > 64:
+            axes[rows] //= 2
+        else:
+            axes["block_k"] //= 2
+
+
+def attend_bytes(axes: dict[str, int], rows: str, spec: Specialisation) -> int:
+    """Estimate the on-chip bytes of an attend program: its queries, and keys and values in flight."""
+    wide = _padded(spec.head_dim)
+    value = _padded(spec.value_dim)
+    held = axes[rows] * wide + axes["stages"] * axes["block_k"] * (wide + value)
+    return held * spec.element_bytes
+
+
+def _padded(dim: int) -> int:
+    return max(16, 1 << math.ceil(math.log2(dim)))

@@ -1,0 +1,216 @@
+"""From launches to source: each launch class has one function that fills its template's context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import spcomp.backends.triton.contexts.attend as attend
+import spcomp.backends.triton.contexts.invert as invert
+import spcomp.backends.triton.contexts.pool as pool
+import spcomp.backends.triton.contexts.select as select
+import spcomp.backends.triton.contexts.tiles as tiles
+from spcomp.backends.base import Source, SourceFile, Specialisation
+from spcomp.backends.triton.contexts.base import CapturedArg
+from spcomp.backends.triton.expr_text import to_triton
+from spcomp.codegen.header import digest_of, header
+from spcomp.codegen.render import register_filter, render
+from spcomp.ir.launches import (
+    AttendLaunch,
+    AttendRule,
+    GatherLaunch,
+    InvertLaunch,
+    KeysLaunch,
+    MergeLaunch,
+    PoolLaunch,
+    ScoreLaunch,
+    SelectLaunch,
+    TilesLaunch,
+    TopKLaunch,
+)
+from spcomp.ir.plan import Launch, Plan
+from spcomp.ir.target import Target
+
+register_filter("triton", to_triton)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What every context of a plan shares."""
+
+    plan: Plan
+    spec: Specialisation
+    is_interpreted: bool
+    header: tuple[str, ...]
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether dots must be IEEE."""
+        return self.spec.dtype == "float32"
+
+    def inputs(self, names: tuple[str, ...]) -> tuple[CapturedArg, ...]:
+        """Give the captured tensors of a launch as kernel arguments."""
+        return tuple(CapturedArg(n, len(self.plan.buffer(n).dims)) for n in dict.fromkeys(names))
+
+
+def emit(plan: Plan, target: Target, spec: Specialisation) -> Source:
+    """Render every launch of a plan."""
+    files = tuple(
+        SourceFile(number, launch.kernel, _render(plan, launch, target, spec))
+        for number, launch in enumerate(plan.launches())
+    )
+    return Source(plan, spec, target, files)
+
+
+def _render(plan: Plan, launch: Launch, target: Target, spec: Specialisation) -> str:
+    axes = ", ".join(f"{k}={v}" for k, v in launch.axes)
+    name = plan.pattern.partition("(")[0]
+    command = (
+        f"spcomp show {name} --at source --phase {plan.phase} --target {target.name} "
+        f"--dtype {spec.dtype} --head-dim {spec.head_dim}"
+    )
+    lines = header(plan.pattern, digest_of(plan.pattern), f"{plan.order} / {launch.kernel}: {axes}", command)
+    setting = Setting(plan, spec, target.arch == "interpreter", lines)
+    context = CONTEXTS[type(launch)](launch, setting)
+    return render(f"triton/kernels/{launch.kernel}.py.jinja", context)
+
+
+def _pool(launch: PoolLaunch, s: Setting) -> object:
+    is_query = launch.x_buf == "q" or launch.x_buf == "k"
+    return pool.pool_context(
+        header=s.header,
+        by=launch.by,
+        head_dim=s.spec.head_dim if is_query else s.spec.value_dim,
+        block=launch.block,
+        stride=launch.stride,
+        unit_tile=launch.axis("unit_tile"),
+        token_tile=launch.axis("token_tile"),
+        is_interpreted=s.is_interpreted,
+    )
+
+
+def _scores(launch: SelectLaunch | ScoreLaunch, s: Setting) -> object:
+    rule = launch.rule
+    return select.select_context(
+        header=s.header,
+        head_dim=s.spec.head_dim,
+        block_r=launch.axis("block_r"),
+        block_u=launch.axis("block_u"),
+        granule=rule.granule,
+        is_bound=bool(launch.low_buf),
+        reduction="none" if rule.heads == "query" else rule.reduce,
+        visible=rule.visible,
+        forced=rule.forced,
+        is_float32=s.is_float32,
+        is_interpreted=s.is_interpreted,
+    )
+
+
+def _topk(launch: TopKLaunch, s: Setting) -> object:
+    return select.topk_context(
+        header=s.header, block_u=launch.axis("block_u"), is_interpreted=s.is_interpreted
+    )
+
+
+def _tiles(launch: TilesLaunch, s: Setting) -> object:
+    return tiles.tiles_context(
+        header=s.header,
+        block_q=launch.axis("block_q"),
+        block_k=launch.axis("block_k"),
+        chunk=launch.axis("chunk"),
+        leaves=tuple((leaf.granule, leaf.unit) for leaf in launch.leaves),
+        predicate=launch.predicate,
+        everywhere=launch.everywhere,
+        somewhere=launch.somewhere,
+        is_exact=launch.exact,
+        inputs=s.inputs(launch.table_bufs),
+        is_interpreted=s.is_interpreted,
+    )
+
+
+def _invert(launch: InvertLaunch, s: Setting) -> object:
+    if launch.step == "scan":
+        return invert.invert_scan_context(
+            header=s.header,
+            block_m=launch.axis("block_m"),
+            is_interpreted=s.is_interpreted,
+        )
+    return invert.invert_context(
+        header=s.header, rows=launch.axis("rows"), is_interpreted=s.is_interpreted
+    )
+
+
+def _rule(rule: AttendRule, s: Setting, tables: tuple[str, ...]) -> dict[str, Any]:
+    """Give what the attend family shares; a scale that is not positive goes through the score hook."""
+    needs_hook = rule.score_mod is not None or (rule.scale is not None and rule.scale <= 0)
+    return {
+        "header": s.header,
+        "head_dim": s.spec.head_dim,
+        "value_dim": s.spec.value_dim,
+        "predicate": rule.predicate,
+        "inputs": s.inputs(tables),
+        "score_hook": rule.score_mod or attend.SCORE,
+        "has_score_hook": needs_hook,
+        "is_float32": s.is_float32,
+        "is_interpreted": s.is_interpreted,
+    }
+
+
+def _attend(launch: AttendLaunch, s: Setting) -> object:
+    return attend.attend_context(
+        block_q=launch.axis("block_q"),
+        block_k=launch.axis("block_k"),
+        num_stages=launch.axis("stages"),
+        flags=launch.rule.flags,
+        **_rule(launch.rule, s, launch.table_bufs),
+    )
+
+
+def _gather(launch: GatherLaunch, s: Setting) -> object:
+    return attend.gather_context(
+        block_m=launch.axis("block_m"),
+        block_k=launch.axis("block_k"),
+        num_stages=launch.axis("stages"),
+        unit=launch.unit,
+        flags=launch.rule.flags,
+        has_flags=launch.list_buf.startswith("tiles"),
+        **_rule(launch.rule, s, launch.table_bufs),
+    )
+
+
+def _keys(launch: KeysLaunch, s: Setting) -> object:
+    return attend.keys_context(
+        block_m=launch.axis("block_m"),
+        block_k=launch.axis("block_k"),
+        num_stages=launch.axis("stages"),
+        unit=launch.unit,
+        everywhere=launch.everywhere,
+        somewhere=launch.somewhere,
+        is_exact=launch.exact,
+        **_rule(launch.rule, s, launch.table_bufs),
+    )
+
+
+def _merge(launch: MergeLaunch, s: Setting) -> object:
+    return attend.merge_context(
+        header=s.header,
+        value_dim=s.spec.value_dim,
+        block_r=launch.axis("block_r"),
+        has_counts=bool(launch.count_buf),
+        is_interpreted=s.is_interpreted,
+    )
+
+
+CONTEXTS: dict[type[Launch], Callable[..., object]] = {
+    PoolLaunch: _pool,
+    SelectLaunch: _scores,
+    ScoreLaunch: _scores,
+    TopKLaunch: _topk,
+    TilesLaunch: _tiles,
+    InvertLaunch: _invert,
+    AttendLaunch: _attend,
+    GatherLaunch: _gather,
+    KeysLaunch: _keys,
+    MergeLaunch: _merge,
+}

@@ -1,0 +1,70 @@
+"""lower(pattern) -> Plan -> Source -> Executable. No tuning, no globals."""
+
+from __future__ import annotations
+
+from spcomp.backends.base import Backend, Executable, Source, Specialisation
+from spcomp.dsl.pattern import Pattern
+from spcomp.dsl.tensors import canonical_lists
+from spcomp.errors import Refused
+from spcomp.ir.passes import PATTERN_PIPELINE, cut
+from spcomp.ir.plan import LoopOrder, Phase, Plan
+from spcomp.ir.program import Program
+from spcomp.ir.schedule import Schedule
+from spcomp.ir.spec import check
+from spcomp.ir.target import Target
+from spcomp.settings import current
+
+
+def normalise(program: Program) -> Program:
+    """Run the passes of the pattern level.
+
+    Raises: WrongStage, ForcedSetTooLarge, CannotLower; RuleBroken under SPCOMP_CHECK=1.
+    """
+    checking = current().check
+    for step in PATTERN_PIPELINE:
+        program = step(program)
+        if checking:
+            check(program, step.__name__)
+    return program
+
+
+def lower(
+    pattern: Pattern,
+    *,
+    backend: Backend,
+    target: Target,
+    spec: Specialisation,
+    phase: Phase = "prefill",
+    order: LoopOrder | None = None,
+    schedule: Schedule | None = None,
+) -> Plan:
+    """Lower a pattern to the plan of one phase.
+
+    order: a loop order to insist on; None lets the lowering choose and say why. schedule: axis values, default the backend's.
+    Raises: what the passes raise, and Refused when the backend will not build the plan.
+    """
+    program = normalise(canonical_lists(pattern).program)
+    axes = schedule or Schedule("query_major", backend.axes(target, spec))
+    plan = cut(program, phase, axes, order)
+    if current().check:
+        check(plan, "cut")
+    refusal = backend.refuses(plan, target, spec)
+    if refusal is not None:
+        raise Refused(
+            backend=backend.name,
+            what=refusal.what,
+            reason=refusal.reason,
+            way_out=refusal.way_out,
+            where=program.where,
+        )
+    return plan
+
+
+def emit(plan: Plan, backend: Backend, target: Target, spec: Specialisation) -> Source:
+    """Generate the source of a plan."""
+    return backend.emit(plan, target, spec)
+
+
+def build(source: Source, backend: Backend) -> Executable:
+    """Make source runnable on this machine."""
+    return backend.build(source)

@@ -1,0 +1,40 @@
+"""The language of patterns: `@pattern`, one verb a stage, and selections as values."""
+
+from spcomp.dsl.pattern import Pattern, PatternFunction, pattern
+from spcomp.dsl.selections import (
+    block_indices,
+    block_mask,
+    causal,
+    everything,
+    flex_block_mask,
+    local,
+    mask_mod,
+    own,
+    sink,
+    window,
+)
+from spcomp.dsl.verbs import attend, cached, downsample, gather, merge, score, stream, topk
+
+__all__ = [
+    "Pattern",
+    "PatternFunction",
+    "attend",
+    "block_indices",
+    "block_mask",
+    "cached",
+    "causal",
+    "downsample",
+    "everything",
+    "flex_block_mask",
+    "gather",
+    "local",
+    "mask_mod",
+    "merge",
+    "own",
+    "pattern",
+    "score",
+    "sink",
+    "stream",
+    "topk",
+    "window",
+]

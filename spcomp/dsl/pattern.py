@@ -1,0 +1,134 @@
+"""`@pattern`: from a function over q, k, v to a frozen program."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from spcomp.dsl.recording import recording
+from spcomp.errors import PatternReturnsNothing, Where, WrongArguments
+from spcomp.ir.nodes import Attend, Input, Merge, Node
+from spcomp.ir.program import Parameter, Program
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A pattern with its hyper-parameters fixed: a program and the tensors it captured."""
+
+    program: Program
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the pattern function."""
+        return self.program.name
+
+    def __repr__(self) -> str:
+        return self.program.title()
+
+
+class PatternFunction:
+    """What `@pattern` makes of a function.
+
+    Called with hyper-parameters only it gives a `Pattern`; called inside another pattern with stages for q, k, v it
+    gives the result stage, so patterns compose.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.signature = inspect.signature(function)
+        functools.update_wrapper(self, function)
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return self.function.__name__
+
+    @property
+    def where(self) -> Where:
+        """Where the function is defined."""
+        code = self.function.__code__
+        return Where(code.co_filename, code.co_firstlineno)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the tensors it takes: its positional parameters."""
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return tuple(n for n, p in self.signature.parameters.items() if p.kind in kinds)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The hyper-parameters and their defaults."""
+        empty = inspect.Parameter.empty
+        return {
+            n: (None if p.default is empty else p.default)
+            for n, p in self.signature.parameters.items()
+            if p.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+
+    def __call__(self, *stages: Any, **parameters: Any) -> Any:
+        """Make the pattern, or its result stage when q, k, v stages are given.
+
+        Raises: WrongArguments, PatternReturnsNothing, and what the verbs raise.
+        """
+        if stages:
+            return self._run(stages, parameters)
+        if self.inputs != ("q", "k", "v"):
+            raise WrongArguments(
+                where=self.where,
+                pattern=self.name,
+                problem=f"takes the tensors ({', '.join(self.inputs)}), where (q, k, v) are given",
+                signature=f"{self.name}(q, k, v, *, hyper_parameters)",
+            )
+        with recording() as record:
+            q, k, v = Input("q", "query"), Input("k", "key"), Input("v", "value")
+            result = self._run((q, k, v), parameters)
+            program = Program(self.name, self._described(parameters), result, where=self.where)
+            return Pattern(program, dict(record.tensors))
+
+    def _run(self, stages: tuple[Any, ...], parameters: dict[str, Any]) -> Node:
+        try:
+            self.signature.bind(*stages, **parameters)
+        except TypeError as error:
+            raise WrongArguments(
+                where=self.where,
+                pattern=self.name,
+                problem=f"was called wrongly: {error}",
+                signature=f"{self.name}{self.signature}",
+            ) from None
+        result = self.function(*stages, **parameters)
+        if not isinstance(result, (Attend, Merge)):
+            shown = "nothing" if result is None else f"a {type(result).__name__}"
+            raise PatternReturnsNothing(where=self.where, pattern=self.name, value=shown)
+        return result
+
+    def _described(self, parameters: dict[str, Any]) -> tuple[Parameter, ...]:
+        merged = {**self.defaults, **parameters}
+        return tuple((n, _plain(v)) for n, v in merged.items())
+
+
+def _plain(value: Any) -> bool | int | float | str | None:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__}{list(shape)}"
+    return str(getattr(value, "__name__", type(value).__name__))
+
+
+def pattern(function: Callable[..., Any]) -> PatternFunction:
+    """Declare a sparse-attention pattern.
+
+    The function takes q, k, v and hyper-parameters by keyword, and returns the result of `attend` or `merge`:
+
+        @pattern
+        def local_blocks(q, k, v, *, size=1024):
+            return attend(q, gather(k, window(size)), gather(v, window(size)))
+    """
+    return PatternFunction(function)

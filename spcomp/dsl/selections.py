@@ -1,0 +1,168 @@
+"""Selections as values: rules over tokens, lists the user brings, and FlexAttention's masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import spcomp.dsl.checks as check
+from spcomp.dsl.recording import Recording, current, user_line
+from spcomp.dsl.trace import trace_mask_mod
+from spcomp.errors import ShapeMismatch, WrongStage
+from spcomp.ir.nodes import Causal, Everything, Given, Local, MaskMod, Selection, Sink
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def sink(count: int) -> Sink:
+    """The first `count` units: tokens in attend, the scorer's units in topk(always=...)."""
+    number = check.count("sink", "count", count, least=0, counts="units at the start")
+    return Sink(number, where=user_line())
+
+
+def local(count: int) -> Local:
+    """The last `count` units up to and including the query's own."""
+    number = check.count("local", "count", count, least=1, counts="units, the query's own included")
+    return Local(number, where=user_line())
+
+
+def own() -> Local:
+    """The query's own unit."""
+    return Local(1, where=user_line())
+
+
+def window(size: int) -> Local:
+    """The last `size` tokens, the query's own included: t - size < u <= t."""
+    number = check.count("window", "size", size, least=1, counts="tokens, the query's own included")
+    return Local(number, where=user_line())
+
+
+def causal() -> Causal:
+    """Keys not later than the query, aligned bottom-right."""
+    return Causal(where=user_line())
+
+
+def everything() -> Everything:
+    """All pairs."""
+    return Everything(where=user_line())
+
+
+def mask_mod(rule: Callable[..., Any]) -> MaskMod:
+    """A FlexAttention `mask_mod(b, h, q_idx, kv_idx)`, traced into an expression.
+
+    The rule sees plain row and key numbers. Tensors it indexes become inputs of the kernels, numbers
+    it closes over enter the generated text.
+    Raises: ControlFlowOnData, NotTraceable.
+    """
+    predicate, tables = trace_mask_mod(rule)
+    name = getattr(rule, "__name__", "mask_mod")
+    return MaskMod(predicate, tables, name, where=user_line())
+
+
+def block_indices(
+    indices: Tensor, counts: Tensor | None = None, *, block: int | tuple[int, int]
+) -> Given:
+    """Units of keys listed by the user.
+
+    indices [B|1, Hs, Nq, K] int32, -1 for no unit; counts [B|1, Hs, Nq] int32 (default: the entries that are not -1).
+    Hs is 1, Hkv or Hq. block: tokens of a (query row, key unit), or one number for both.
+    Raises: ShapeMismatch on wrong ranks.
+    """
+    _rank("block_indices", "indices", indices, 4)
+    if counts is not None:
+        _rank("block_indices", "counts", counts, 3)
+    sizes = _blocks("block_indices", block)
+    record = _record("block_indices")
+    held = None if counts is None else record.capture(counts)
+    return Given("indices", record.capture(indices), held, *sizes, where=user_line())
+
+
+def block_mask(mask: Tensor, *, block: int | tuple[int, int]) -> Given:
+    """Units of keys marked in a boolean mask [B|1, Hs, Nq, Nk]; Hs is 1, Hkv or Hq.
+
+    Raises: ShapeMismatch on wrong ranks.
+    """
+    _rank("block_mask", "mask", mask, 4)
+    sizes = _blocks("block_mask", block)
+    return Given("mask", _record("block_mask").capture(mask), None, *sizes, where=user_line())
+
+
+def flex_block_mask(mask: Any) -> Selection:
+    """A `torch.nn.attention.flex_attention.BlockMask`: its full blocks, and its partial blocks under its mask_mod."""
+    if not _is_block_mask(mask):
+        raise WrongStage(
+            where=user_line(),
+            verb="flex_block_mask",
+            argument="mask",
+            wanted="a FlexAttention BlockMask",
+            given=f"a {type(mask).__name__}",
+            way_out="torch.nn.attention.flex_attention.create_block_mask makes one.",
+        )
+    record = _record("flex_block_mask")
+    lengths = tuple(int(n) for n in mask.seq_lengths)
+    rule, tables = trace_mask_mod(mask.mask_mod)
+
+    def listed(indices: Tensor, counts: Tensor) -> Given:
+        nodes = record.capture(indices), record.capture(counts)
+        return Given("indices", *nodes, *mask.BLOCK_SIZE, built_for=lengths, where=user_line())  # type: ignore[arg-type]
+
+    partial = listed(mask.kv_indices, mask.kv_num_blocks)
+    inside = MaskMod(rule, tables, "BlockMask.mask_mod", lengths, where=user_line())  # type: ignore[arg-type]
+    selection: Selection = partial & inside
+    if mask.full_kv_indices is not None:
+        selection = listed(mask.full_kv_indices, mask.full_kv_num_blocks) | selection
+    return selection
+
+
+def _is_block_mask(value: Any) -> bool:
+    """Tell by name, so that the language needs no torch."""
+    return type(value).__name__ == "BlockMask" and hasattr(value, "kv_num_blocks")
+
+
+def as_selection(verb: str, value: Any) -> Selection:
+    """Check that a value is a selection; a BlockMask is taken as one."""
+    if _is_block_mask(value):
+        return flex_block_mask(value)
+    check.stage(
+        verb, "selection", value, (Selection,), "a selection",
+        "use topk(...), window(...), sink(...), mask_mod(fn), block_mask(t, block=...), or a | or & of them.",
+    )
+    assert isinstance(value, Selection)
+    return value
+
+
+def _record(verb: str) -> Recording:
+    record = current()
+    if record is None:
+        raise WrongStage(
+            where=user_line(),
+            verb=verb,
+            argument="place",
+            wanted="a call inside a function under @pattern",
+            given="a call outside one",
+            way_out="move the call into the pattern; pass the tensor as a keyword argument.",
+        )
+    return record
+
+
+def _rank(verb: str, name: str, tensor: Any, rank: int) -> None:
+    shape = getattr(tensor, "shape", None)
+    if shape is None or len(shape) != rank:
+        shown = f"a {type(tensor).__name__}" if shape is None else f"shape {list(shape)}"
+        form = "[B, Hs, Nq, K]" if rank == 4 else "[B, Hs, Nq]"
+        raise ShapeMismatch(
+            where=user_line(),
+            left=f"{verb}'s {name} with {shown}",
+            right=f"the form {form}",
+            problem=f"{rank} dimensions are needed",
+            way_out="add dimensions of size 1 for a batch or head axis that is shared.",
+        )
+
+
+def _blocks(verb: str, block: Any) -> tuple[int, int]:
+    pair = block if isinstance(block, tuple) else (block, block)
+    rows, keys = (
+        check.count(verb, "block", n, least=1, counts="the tokens of a block") for n in pair
+    )
+    return rows, keys

@@ -13,32 +13,17 @@ LEAST_PADDED_DIM = 16  # a matrix instruction takes no narrower operand
 
 
 @dataclass(frozen=True, slots=True)
-class Misfit:
-    """A launch that needs more memory on chip than a program of the target has."""
+class Refusal:
+    """Why a plan cannot be built for a target, with the figures, and the way out."""
 
-    kernel: str
-    needed_bytes: int
-    limit_bytes: int
-    target: str
-    tiles: str
-
-    @property
-    def reason(self) -> str:
-        """The two figures that clash."""
-        return (
-            f"{self.kernel} needs {self.needed_bytes} bytes on chip for {self.tiles}, "
-            f"and a program of {self.target} has {self.limit_bytes}"
-        )
-
-    @property
-    def way_out(self) -> str:
-        """What to change."""
-        return "take smaller tiles or fewer stages, or use backend='reference'."
+    what: str
+    reason: str
+    way_out: str
 
 
 def fit_target(
-    plan: Plan, target: Target, *, head_dim: int, value_dim: int, element_bytes: int
-) -> Misfit | None:
+    plan: Plan, target: Target, head_dim: int, value_dim: int, element_bytes: int
+) -> Refusal | None:
     """Check the on-chip bytes of every attend-like launch against what the target has.
 
     A program holds its tile of queries, and one tile of keys and one of values for each stage in flight; dims are padded
@@ -46,19 +31,29 @@ def fit_target(
 
     Rewrite: none.
     Needs:   cut.
-    Gives:   on-chip bytes within the target's limit, or the misfit with both figures.
+    Gives:   on-chip bytes within the target's limit, or a refusal with both figures.
     """
     for launch in plan.launches():
-        for rows, keys, stages in _tiles(launch):
-            wide, value = padded(head_dim), padded(value_dim)
-            needed = (rows * wide + stages * keys * (wide + value)) * element_bytes
+        for tile in _tiles(launch):
+            needed = on_chip_bytes(tile, head_dim, value_dim, element_bytes)
             if needed > target.shared_bytes:
-                tiles = (
-                    f"{rows} queries and {stages} stages of {keys} keys of {head_dim} and "
-                    f"{value_dim} dims of {element_bytes} bytes"
+                rows, keys, stages = tile
+                return Refusal(
+                    f"{launch.kernel} with {rows} rows, {keys} keys and {stages} stages",
+                    f"at head dimensions {head_dim} and {value_dim} of {element_bytes} bytes it needs "
+                    f"{needed} bytes on chip, and {target.name} has {target.shared_bytes}",
+                    "take smaller tiles or fewer stages, or use backend='reference'.",
                 )
-                return Misfit(launch.kernel, needed, target.shared_bytes, target.name, tiles)
     return None
+
+
+def on_chip_bytes(
+    tile: tuple[int, int, int], head_dim: int, value_dim: int, element_bytes: int
+) -> int:
+    """Give the bytes on chip of a program that holds (rows, keys, stages)."""
+    rows, keys, stages = tile
+    wide, value = padded(head_dim), padded(value_dim)
+    return (rows * wide + stages * keys * (wide + value)) * element_bytes
 
 
 def _tiles(launch: Launch) -> Iterator[tuple[int, int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import sympy
@@ -27,6 +29,7 @@ ITEM_BYTES: dict[str, Dim] = {
     "uint8": 1,
     "bool": 1,
 }
+ROW_TILE = 128  # query rows of the largest common tile of the attend kernels
 ALIGN_BYTES = 256  # what a CUDA allocation promises; more than any vector load needs
 
 
@@ -76,39 +79,57 @@ def slab_align(plan: Plan) -> int:
     return max((s.align for s in plan.steps if isinstance(s, Slabs)), default=1)
 
 
-def slab_rows(plan: Plan, env: Env, limit: int = SCRATCH_LIMIT_BYTES) -> int:
-    """Give the most rows a slab may have so that all scratch stays within a limit in bytes.
+def slab_rows(
+    plan: Plan, env: Env, element_bytes: int, limit: int = SCRATCH_LIMIT_BYTES
+) -> int:
+    """Give the rows a slab should have so that all scratch stays within a limit in bytes.
 
-    env: B, Hq, Hkv, Sq, Skv, D, Dv and E. The result is a multiple of the plan's alignment, at most Sq rounded up to
-    it; the smallest slab when even that passes the limit, which a caller sees by evaluating `scratch_bytes`.
+    env: B, Hq, Hkv, Sq, Skv, D, Dv. element_bytes: of q, k and v. The result is a multiple of the plan's alignment, at most
+    Sq rounded up to it. Slabs of one call are of about equal size, whole row tiles where that costs nothing. It is the
+    smallest slab when even that passes the limit, which a caller sees by evaluating `scratch_bytes`.
     Buffers made once a call count in full. The sum of all buffers is kept within the limit, so it also holds for a runtime
     that shares no memory between them.
     """
     align = slab_align(plan)
-    most = -(-env["Sq"] // align)
+    all_units = -(-env["Sq"] // align)
     size = dims.evaluator(scratch_bytes(plan))
 
-    def fits(slabs: int) -> bool:
-        return size({**env, "R": slabs * align, "R0": 0}) <= limit
+    def fits(units: int) -> bool:
+        return size({**env, "E": element_bytes, "R": units * align, "R0": 0}) <= limit
 
-    if fits(most):
-        return most * align
-    low, high = 1, most
+    if fits(all_units):
+        return all_units * align
+    most = _largest(fits, all_units)
+    return align * _balanced(all_units, most, math.lcm(align, ROW_TILE) // align)
+
+
+def _largest(fits: Callable[[int], bool], beyond: int) -> int:
+    """Find the largest number below `beyond` that fits, or 1; what fits once fits for less."""
+    low, high = 1, beyond
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * align
+    return low
 
 
-def place_buffers(plan: Plan, env: Env, limit: int = SCRATCH_LIMIT_BYTES) -> Placement:
+def _balanced(every: int, most: int, tile: int) -> int:
+    """Give the size of equal slabs of at most `most`, rounded up to whole tiles if they stay within it."""
+    equal = -(-every // -(-every // most))
+    whole = -(-equal // tile) * tile
+    return whole if whole <= most else equal
+
+
+def place_buffers(
+    plan: Plan, env: Env, element_bytes: int, limit: int = SCRATCH_LIMIT_BYTES
+) -> Placement:
     """Give every scratch buffer a place in one arena, for the lengths of one call.
 
     Rewrite: buffers -> byte ranges of one allocation.
     Needs:   cut; env as for `slab_rows`.
     Gives:   sizes and lifetimes known; no two buffers that are alive at one time overlap.
     """
-    rows = slab_rows(plan, env, limit)
-    inner = {**env, "R": rows, "R0": 0}
+    rows = slab_rows(plan, env, element_bytes, limit)
+    inner = {**env, "E": element_bytes, "R": rows, "R0": 0}
     spans = lifetimes(plan)
     sizes = {n: _aligned(dims.evaluate(bytes_of(plan.buffer(n)), inner)) for n in spans}
     placed: dict[str, int] = {}

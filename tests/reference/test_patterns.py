@@ -77,12 +77,10 @@ def test_a_pattern_reads_the_pairs_of_its_paper(name: str, shape: Shape) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "block_topk-odd"])
 def test_ties_go_to_the_lower_unit_in_every_dtype(name: str, dtype: torch.dtype) -> None:
-    # Whole numbers and a power-of-two group make every mean and score exact, so ties are real.
+    # Whole numbers, and units and groups of a power of two, make scores exact and ties real.
     pattern, want = SHIPPED[name]
-    if name == "block_topk-odd":
-        pytest.skip("means over 11 tokens are rounded")
     q, k = (torch.randint(-1, 2, (2, h, 64, 4)).to(dtype) for h in (4, 2))
     v = torch.randn(2, 2, 64, 4).to(dtype)
     assert torch.equal(mask_of(pattern, q, k, v), want(q, k))

@@ -474,6 +474,9 @@ def _merge(launch: MergeLaunch, plan: Plan) -> Binding:
     if launch.count_buf:
         pointers.append(("cnt_ptr", launch.count_buf))
         strides.append(("cnt", launch.count_buf, "bh"))
+    else:  # the kernel does not read it
+        pointers.append(("cnt_ptr", launch.part_lse_buf))
+        strides.append(("cnt", launch.part_lse_buf, "bh"))
 
     def scalars(call: Call) -> dict[str, Number]:
         parts = call.tensor(launch.part_buf).shape[launch.part_axis]

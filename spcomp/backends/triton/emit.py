@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import spcomp.backends.triton.contexts.attend as attend
-import spcomp.backends.triton.contexts.invert as invert
 import spcomp.backends.triton.contexts.pool as pool
 import spcomp.backends.triton.contexts.select as select
 import spcomp.backends.triton.contexts.tiles as tiles
@@ -108,9 +107,7 @@ def _scores(launch: SelectLaunch | ScoreLaunch, s: Setting) -> object:
 
 
 def _topk(launch: TopKLaunch, s: Setting) -> object:
-    return select.topk_context(
-        header=s.header, block_u=launch.axis("block_u"), is_interpreted=s.is_interpreted
-    )
+    return select.TopKContext(s.header, launch.axis("block_u"))
 
 
 def _tiles(launch: TilesLaunch, s: Setting) -> object:
@@ -119,13 +116,9 @@ def _tiles(launch: TilesLaunch, s: Setting) -> object:
         block_q=launch.axis("block_q"),
         block_k=launch.axis("block_k"),
         chunk=launch.axis("chunk"),
-        leaves=tuple((leaf.granule, leaf.unit) for leaf in launch.leaves),
+        leaves=tuple(tiles.Leaf(n, x.granule, x.unit) for n, x in enumerate(launch.leaves)),
         predicate=launch.predicate,
-        everywhere=launch.everywhere,
-        somewhere=launch.somewhere,
-        is_exact=launch.exact,
         inputs=s.inputs(launch.table_bufs),
-        is_interpreted=s.is_interpreted,
     )
 
 
@@ -174,7 +167,6 @@ def _gather(launch: GatherLaunch, s: Setting) -> object:
         num_stages=launch.axis("stages"),
         unit=launch.unit,
         flags=launch.rule.flags,
-        has_flags=launch.list_buf.startswith("tiles"),
         **_rule(launch.rule, s, launch.table_bufs),
     )
 
@@ -197,6 +189,7 @@ def _merge(launch: MergeLaunch, s: Setting) -> object:
         header=s.header,
         value_dim=s.spec.value_dim,
         block_r=launch.axis("block_r"),
+        block_p=launch.axis("block_p"),
         has_counts=bool(launch.count_buf),
         is_interpreted=s.is_interpreted,
     )

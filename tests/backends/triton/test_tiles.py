@@ -170,7 +170,9 @@ CASES = {
         lambda c, f: (f[0] | f[1]) & (_grid(c)[1] <= _grid(c)[0] + c.skv - c.sq),
         leaves=(LEAF0, LEAF1), groups=(2, 1),
     ),
-    "all but a list": Case(op("not", Sym("chosen0")), lambda c, f: ~f[0], leaves=(LEAF1,), groups=(1,)),
+    "all but a list": Case(
+        op("not", Sym("chosen0")), lambda c, f: ~f[0], leaves=(Leaf(0, 8, 4),), groups=(1,)
+    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,28 @@
+"""Contexts of the three kernels that turn lists of units per row into lists of rows per unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class InvertContext:
+    """Variables of `triton/kernels/invert_count.py.jinja` and `invert_fill.py.jinja`.
+
+    rows: list rows of a chunk, the same in both; block_u: units per program; powers of two.
+    """
+
+    header: tuple[str, ...]
+    rows: int
+    block_u: int
+
+
+@dataclass(frozen=True, slots=True)
+class InvertScanContext:
+    """Variables of `triton/kernels/invert_scan.py.jinja`.
+
+    block: numbers summed per step, a power of two.
+    """
+
+    header: tuple[str, ...]
+    block: int

@@ -172,7 +172,7 @@ def _best_sparse(record: ReportRecord) -> Finding | None:
     best = max(sparse, key=lambda row: row.mass.mean)
     return Finding(
         tables.percent(best.mass.mean),
-        f"of attention kept by {best.pattern}, block {best.block}, at a budget of "
+        f"of attention kept by {tables.named(best.pattern, best.block)}, at a budget of "
         f"{tables.percent(best.budget)} (the most of all at 25 % or less)",
     )
 
@@ -183,10 +183,11 @@ def _fastest(record: ReportRecord) -> Finding | None:
         return None
     ratio, row = max(timed, key=lambda pair: pair[0])
     assert row.timing is not None
+    name, budget = tables.named(row.pattern, row.block), tables.percent(row.budget)
     return Finding(
         f"{ratio:.1f}×",
-        f"faster than dense, {row.timing.kind}: {row.pattern}, block {row.block}, at a budget of "
-        f"{tables.percent(row.budget)} ({row.timing.where})",
+        f"faster than dense, {row.timing.kind}: {name}, at a budget of {budget} "
+        f"({row.timing.where})",
     )
 
 

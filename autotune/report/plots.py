@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from spcomp.autotune.report.record import BlockMap, ReportRecord, Row
-from spcomp.autotune.report.tables import ordered, percent
+from spcomp.autotune.report.tables import named, ordered, percent
 
 BLOCK_COLOURS = {64: "#3b7dd8", 128: "#c86a14", 256: "#2a9d6e"}
 """Told apart by the colour-blind, and of contrast 3:1 or more on the light and the dark ground."""
@@ -136,7 +136,7 @@ def _perplexity(record: ReportRecord) -> Plot:
 def _speed(record: ReportRecord) -> Plot:
     """Bars by block size; a pattern timed at one block size alone has no place here."""
     timed = [row for row in ordered(record.rows) if row.timing is not None]
-    blocks: dict[str, set[int]] = {}
+    blocks: dict[str, set[int | None]] = {}
     for row in timed:
         blocks.setdefault(row.pattern, set()).add(row.block)
     shown = [row for row in timed if len(blocks[row.pattern]) > 1] or timed
@@ -147,7 +147,7 @@ def _speed(record: ReportRecord) -> Plot:
         rows = [row for row in shown if (row.pattern, row.budget) == (pattern, budget)]
         label = percent(budget) if len(patterns) == 1 else f"{pattern} {percent(budget)}"
         figure.add_bar(
-            x=[f"block {row.block}" for row in rows],
+            x=[_block_label(row) for row in rows],
             y=[row.timing.vs_dense for row in rows if row.timing is not None],
             text=[label] * len(rows),
             textposition="outside",
@@ -161,7 +161,7 @@ def _speed(record: ReportRecord) -> Plot:
             hovertemplate=f"{pattern}, %{{x}}, {percent(budget)}: %{{y:.2f}}×<extra></extra>",
         )
     figure.add_hline(y=1.0, line={"dash": "dash", "width": 1.5, "color": "#888888"})
-    order = [f"block {block}" for block in sorted({row.block for row in shown})]
+    order = list(dict.fromkeys(map(_block_label, sorted(shown, key=lambda row: row.block or 0))))
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
     kinds = sorted({row.timing.kind for row in shown if row.timing is not None})
     places = sorted({row.timing.where for row in shown if row.timing is not None})
@@ -194,8 +194,8 @@ def _add_series(
         x=[row.budget for row in rows],
         y=values,
         mode="markers" if len(rows) == 1 else "lines+markers",
-        name=f"{pattern}, block {block}",
-        legendgroup=f"{pattern} {block}",
+        name=named(pattern, block),
+        legendgroup=named(pattern, block),
         showlegend=not is_faint,
         line={"color": _colour(block), "width": 2, "dash": "dot" if is_faint else "solid"},
         marker={
@@ -205,7 +205,7 @@ def _add_series(
         },
         customdata=[[percent(row.budget), percent(row.density)] for row in rows],
         hovertemplate=(
-            f"{pattern}, block {block}<br>budget %{{customdata[0]}}, density %{{customdata[1]}}"
+            f"{named(pattern, block)}<br>budget %{{customdata[0]}}, density %{{customdata[1]}}"
             f"<br>{what}: {form}<extra></extra>"
         ),
     )
@@ -218,8 +218,12 @@ def _budget_axis(figure: Any) -> None:
     )
 
 
-def _colour(block: int) -> str:
-    return BLOCK_COLOURS.get(block, OTHER_COLOUR)
+def _block_label(row: Row) -> str:
+    return "no block" if row.block is None else f"block {row.block}"
+
+
+def _colour(block: int | None) -> str:
+    return OTHER_COLOUR if block is None else BLOCK_COLOURS.get(block, OTHER_COLOUR)
 
 
 def _plot(figure: Any, name: str, title: str, caption: str) -> Plot:

@@ -40,12 +40,17 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The model and the text whose queries, keys and values were measured."""
+    """The model and the text whose queries, keys and values were measured.
+
+    ``tokens``: the first of the text, of which q, k and v come; ``perplexity_tokens``: those of
+    them that perplexity is taken over. ``computed_by``: what gave the outputs that are compared.
+    """
 
     model: str
     text: str
     text_sha256: str
     tokens: int
+    perplexity_tokens: int
     layers: tuple[int, ...]
     query_heads: int
     kv_heads: int
@@ -99,12 +104,13 @@ class Timing:
 class Row:
     """One pattern at one block size and budget.
 
-    ``budget`` is the share of the keys asked for, in (0, 1]; ``density`` the share of causal pairs
-    really visible. ``out_error`` is the relative Frobenius norm against dense float32 attention.
+    ``block`` is None for a pattern that chooses tokens and knows no block. ``budget`` is the share
+    of the keys asked for, in (0, 1]; ``density`` the share of causal pairs really visible.
+    ``out_error`` is the relative Frobenius norm against dense float32 attention.
     """
 
     pattern: str
-    block: int
+    block: int | None
     budget: float
     mass: Mass
     out_error: float
@@ -120,11 +126,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class KernelRow:
-    """One kernel as its compiler left it; None where the compiler says nothing."""
+    """One kernel as its compiler left it; None where there is no block or no figure."""
 
     kernel: str
     pattern: str
-    block: int
+    block: int | None
     target: str
     registers: int | None
     spill_bytes: int | None
@@ -170,7 +176,8 @@ def check(record: ReportRecord) -> None:
     Raises: ReportContradiction.
     """
     for row in record.rows:
-        _check_row(f"the row {row.pattern}, block {row.block}, budget {row.budget:g}", row, record)
+        block = "no block" if row.block is None else f"block {row.block}"
+        _check_row(f"the row {row.pattern}, {block}, budget {row.budget:g}", row, record)
     for kernel in record.kernels:
         _check_rung(f"the kernel {kernel.kernel}", kernel.rung, record.environment.card)
     for place, value in _figures(record, "the report"):

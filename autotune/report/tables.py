@@ -90,6 +90,7 @@ def environment_table(record: ReportRecord) -> Table:
         "card": where.card or "no card: times are predicted, fidelity is computed on the CPU",
         "model": subject.model,
         "text": f"{subject.text}, first {subject.tokens} tokens ({digest})",
+        "perplexity over": f"the first {subject.perplexity_tokens} of them",
         "layers": ", ".join(map(str, subject.layers)),
         "heads": f"{groups}, head size {subject.head_dim}",
         "dtype": subject.dtype,
@@ -109,7 +110,12 @@ def environment_table(record: ReportRecord) -> Table:
 def ordered(rows: Sequence[Row]) -> list[Row]:
     """Order rows by pattern (as they first come), budget and block."""
     first = {row.pattern: place for place, row in reversed(list(enumerate(rows)))}
-    return sorted(rows, key=lambda row: (first[row.pattern], row.budget, row.block))
+    return sorted(rows, key=lambda row: (first[row.pattern], row.budget, row.block or 0))
+
+
+def named(pattern: str, block: int | None) -> str:
+    """Name a pattern with its block size, if it has one."""
+    return pattern if block is None else f"{pattern}, block {block}"
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -143,7 +149,7 @@ def _row_cells(row: Row) -> tuple[Cell, ...]:
     kind = "predicted" if row.timing is not None and row.timing.kind == "predicted" else "number"
     return (
         Cell(row.pattern, "text"),
-        Cell(str(row.block)),
+        Cell(_integer(row.block)),
         Cell(percent(row.budget)),
         Cell(percent(row.mass.mean, 2)),
         Cell(percent(row.mass.p5, 2)),
@@ -181,11 +187,15 @@ def _kernel_cells(row: KernelRow) -> tuple[Cell, ...]:
     return (
         Cell(row.kernel, "text"),
         Cell(row.pattern, "text"),
-        Cell(str(row.block)),
+        Cell(_integer(row.block)),
         Cell(row.target, "text"),
-        *(Cell(NOTHING if figure is None else str(figure)) for figure in figures),
+        *(Cell(_integer(figure)) for figure in figures),
         Cell(row.rung, f"rung rung-{row.rung}"),
     )
+
+
+def _integer(value: int | None) -> str:
+    return NOTHING if value is None else str(value)
 
 
 def _perplexity(value: float | None) -> str:

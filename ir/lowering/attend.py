@@ -25,7 +25,6 @@ from spcomp.ir.nodes import Attend, Captured, Gather, Region, Stream
 from spcomp.ir.plan import LoopOrder
 from spcomp.ir.types import is_token_stream
 
-INVERT_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +155,19 @@ class _Work:
     def key_major(self) -> None:
         plan, source = self.plan, self.lists[0]
         head = (source.batch, source.heads)
-        chunks = dims.ceildiv(dims.R, INVERT_ROWS)
+        rows = plan.axis("invert_count", "rows")
+        chunks = dims.ceildiv(dims.R, rows)
         prefix = plan.scratch("unit_prefix", (*head, source.count, chunks), "int32")
         unit_start = plan.scratch("unit_start", (*head, source.count + 1), "int32")
         tile_start = plan.scratch("tile_start", (*head, source.count + 1), "int32")
         entries = plan.scratch("entries", (*head, dims.R * source.width), "int32")
         axes = plan.axes("attend_keys")
+        fixed = {"count": {}, "scan": {"block_m": dict(axes)["block_m"]}, "fill": {"rows": rows}}
         for step in ("count", "scan", "fill"):
             plan.each_slab.append(
                 InvertLaunch(
                     stages=("gather",),
-                    axes=(*axes, ("rows", INVERT_ROWS)),
+                    axes=plan.axes(f"invert_{step}", **fixed[step]),
                     step=step,
                     list_buf=source.indices,
                     count_buf=source.counts,
@@ -177,9 +178,9 @@ class _Work:
                     units=source.count,
                 )
             )
-        rows = (dims.B, dims.Hq, dims.R, source.width)
-        part = plan.scratch("parts", (*rows, dims.Dv), "float32")
-        part_lse = plan.scratch("part_lse", rows, "float32")
+        slots = (dims.B, dims.Hq, dims.R, source.width)
+        part = plan.scratch("parts", (*slots, dims.Dv), "float32")
+        part_lse = plan.scratch("part_lse", slots, "float32")
         everywhere, somewhere, exact = tile_bounds(self.narrowed)
         plan.each_slab.append(
             KeysLaunch(
@@ -216,7 +217,7 @@ class _Work:
         self.plan.each_slab.append(
             MergeLaunch(
                 stages=("merge",),
-                axes=self.plan.axes("merge"),
+                axes=self.plan.axes("merge", **(_FEW_ROWS if self.plan.phase == "decode" else {})),
                 part_buf=part,
                 part_lse_buf=lse,
                 count_buf=counts,
@@ -285,3 +286,4 @@ class _Work:
 
 
 _QKV = {"q_buf": "q", "k_buf": "k", "v_buf": "v"}
+_FEW_ROWS = {"block_r": 1, "block_p": 16}  # decode merges many splits of few rows

@@ -138,7 +138,7 @@ def pooled(plan: PlanBuilder, side: Node) -> Pooled:
         low = plan.scratch(prefix.replace("minmax", "min"), shape, "data", f"{state}.min" if state else "")
     launch = PoolLaunch(
         stages=("downsample",),
-        axes=plan.axes("pool"),
+        axes=plan.axes("pool", **_pool_tile(plan, value.block)),
         x_buf=value.x.name,
         out_buf=main,
         low_buf=low,
@@ -149,6 +149,15 @@ def pooled(plan: PlanBuilder, side: Node) -> Pooled:
     plan.once.append(launch)
     plan.made[side] = Pooled(main, low)
     return Pooled(main, low)
+
+
+def _pool_tile(plan: PlanBuilder, block: int) -> dict[str, int]:
+    """Fill a program of short units with several of them."""
+    tokens = plan.axis("pool", "token_tile")
+    short = 1 << (block - 1).bit_length()
+    if short >= tokens:
+        return {}
+    return {"token_tile": short, "unit_tile": tokens // short}
 
 
 def _rule(node: TopK, scores: Score, units: Units) -> ScoreRule:

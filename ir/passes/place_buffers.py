@@ -29,7 +29,7 @@ ITEM_BYTES: dict[str, Dim] = {
     "uint8": 1,
     "bool": 1,
 }
-ROW_TILE = 128  # query rows of the largest common tile of the attend kernels
+ROW_TILES = (128, 64, 16)  # query rows that kernels take at a time, the best first
 ALIGN_BYTES = 256  # what a CUDA allocation promises; more than any vector load needs
 
 
@@ -99,8 +99,7 @@ def slab_rows(
 
     if fits(all_units):
         return all_units * align
-    most = _largest(fits, all_units)
-    return align * _balanced(all_units, most, math.lcm(align, ROW_TILE) // align)
+    return align * _balanced(all_units, _largest(fits, all_units), align)
 
 
 def _largest(fits: Callable[[int], bool], beyond: int) -> int:
@@ -112,11 +111,15 @@ def _largest(fits: Callable[[int], bool], beyond: int) -> int:
     return low
 
 
-def _balanced(every: int, most: int, tile: int) -> int:
-    """Give the size of equal slabs of at most `most`, rounded up to whole tiles if they stay within it."""
+def _balanced(every: int, most: int, align: int) -> int:
+    """Give the size of equal slabs of at most `most`, in whole row tiles if they stay within it."""
     equal = -(-every // -(-every // most))
-    whole = -(-equal // tile) * tile
-    return whole if whole <= most else equal
+    for rows in ROW_TILES:
+        tile = math.lcm(align, rows) // align
+        whole = -(-equal // tile) * tile
+        if whole <= most:
+            return whole
+    return equal
 
 
 def place_buffers(

@@ -14,19 +14,20 @@ import pytest
 from spcomp.autotune.report import json_text, pages, plots, record, tables
 from spcomp.codegen.render import environment
 
+NO_BREAK = "\u00a0"
 CARD = "Example Card 80GB"
 
 
-def timing(kind: str, block: int, budget: float) -> record.Timing:
-    median = 0.02 + 0.3 * budget * (1 + block / 1024)
+def timing(kind: str, block: int | None, budget: float) -> record.Timing:
+    median = 0.02 + 0.3 * budget * (1 + (block or 64) / 1024)
     spread = 0.004 if kind == "measured" else None
     return record.Timing(
         kind, median, spread, 0.41, CARD if kind == "measured" else "sm90 roofline"
     )
 
 
-def row(pattern: str, block: int, budget: float, kind: str = "predicted") -> record.Row:
-    mass = 1 - (1 - budget) ** 2 * (0.2 + block / 2048)
+def row(pattern: str, block: int | None, budget: float, kind: str = "predicted") -> record.Row:
+    mass = 1 - (1 - budget) ** 2 * (0.2 + (block or 64) / 2048)
     return record.Row(
         pattern=pattern,
         block=block,
@@ -62,7 +63,7 @@ def sample(kind: str = "predicted") -> record.ReportRecord:
         for b in (64, 128, 256)
         for share in (0.125, 0.25, 0.5, 1.0)
     ]
-    rows += [row("moba", 128, 0.25, kind), row("streaming_llm", 64, 0.25, kind)]
+    rows += [row("moba", 128, 0.25, kind), row("streaming_llm", None, 0.25, kind)]
     kernels = [
         record.KernelRow(
             f"attend_{b}", "block_topk", b, "sm90", 96 + b // 4, 0, b * 512, "compiled"
@@ -81,6 +82,7 @@ def sample(kind: str = "predicted") -> record.ReportRecord:
             "argparse.py",
             "0" * 64,
             2048,
+            1024,
             (0, 9, 19, 29),
             9,
             3,
@@ -277,7 +279,7 @@ def test_markdown_tables_are_whole(tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [len(re.split(r"(?<!\\)\|", line)) - 2 for line in lines]
     widths = [len(tables.ROW_COLUMNS)] * (2 + 1 + 14) + [len(tables.KERNEL_COLUMNS)] * (2 + 3)
-    assert cells == widths + [2] * (2 + 13)
+    assert cells == widths + [2] * (2 + 14)
     assert "a\\|b" in text
     assert "- The figures of this page are invented." in text
 
@@ -292,7 +294,8 @@ def test_plots_hold_the_figures_of_the_rows() -> None:
     assert means["x"] == [0.125, 0.25, 0.5, 1.0]
     assert means["y"] == pytest.approx([r.mass.mean for r in want])
     bars = json.loads(speed.spec)["data"]
-    assert [bar["text"][0] for bar in bars] == ["12.5\u00a0%", "25\u00a0%", "50\u00a0%", "100\u00a0%"]
+    budgets = [bar["text"][0].replace(NO_BREAK, " ") for bar in bars]
+    assert budgets == ["12.5 %", "25 %", "50 %", "100 %"]
     assert bars[1]["y"][0] == pytest.approx(0.41 / timing("predicted", 64, 0.25).median_ms)
 
 
@@ -323,17 +326,16 @@ def test_counts_have_three_figures(value: int | None, text: str) -> None:
     assert tables.count(None if value is None else int(value)) == text
 
 
-@pytest.mark.parametrize(("share", "text"), [(0.125, "12.5\u00a0%"), (1.0, "100\u00a0%"), (0.0, "0\u00a0%")])
+@pytest.mark.parametrize(("share", "text"), [(0.125, "12.5 %"), (1.0, "100 %"), (0.0, "0 %")])
 def test_shares_are_percentages_without_idle_zeros(share: float, text: str) -> None:
-    assert tables.percent(share) == text
+    assert tables.percent(share) == text.replace(" ", NO_BREAK)
 
 
 def test_findings_name_the_row_they_come_from() -> None:
-    whole, best, fastest, compiled = pages.findings(sample())
-    assert whole.figure == "1.0e-07"
-    assert best.words.startswith("of attention kept by block_topk, block 64, at a budget of 25\u00a0%")
-    assert "predicted: block_topk, block 64, at a budget of 12.5\u00a0% (sm90 roofline)" in fastest.words
-    assert (compiled.figure, compiled.words) == (
-        "3",
-        "kernels compiled for sm90; none spills registers",
-    )
+    found = pages.findings(sample())
+    assert [f.figure.replace(NO_BREAK, " ") for f in found] == ["1.0e-07", "87 %", "6.9×", "3"]
+    whole, best, fastest, compiled = [f.words.replace(NO_BREAK, " ") for f in found]
+    assert whole == "largest output error of a 100 % budget against dense"
+    assert best.startswith("of attention kept by block_topk, block 64, at a budget of 25 %")
+    assert "predicted: block_topk, block 64, at a budget of 12.5 % (sm90 roofline)" in fastest
+    assert compiled == "kernels compiled for sm90; none spills registers"

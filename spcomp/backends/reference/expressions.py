@@ -40,11 +40,9 @@ def evaluate(
         index = [evaluate(i, values, tables, dtype) for i in expr.index]
         return _element(tables[expr.tensor], index)
     assert isinstance(expr, Op), expr
-    operands = [evaluate(a, values, tables, dtype) for a in expr.args]
+    operands = _alike([evaluate(a, values, tables, dtype) for a in expr.args], dtype)
     if expr.name in _IN_FLOAT:
         return _IN_FLOAT[expr.name](*(_as_float(a, dtype) for a in operands))
-    if expr.name in _JOINING:
-        return _JOINING[expr.name](*_alike(operands, dtype))
     return _OPERATORS[expr.name](*operands)
 
 
@@ -128,9 +126,6 @@ _OPERATORS: Mapping[str, Callable[..., Value]] = {
     "not": _invert,
     "neg": operator.neg,
     "abs": abs,
-}
-
-_JOINING: Mapping[str, Callable[..., Value]] = {
     "min": _folded(_pick(torch.minimum, min)),
     "max": _folded(_pick(torch.maximum, max)),
     "where": _where,

@@ -26,7 +26,7 @@ def default_axes(target: Target, spec: Specialisation) -> KernelAxes:
         kernel: {name: int(str(axis["default"])) for name, axis in axes.items()}
         for kernel, axes in manifest().items()
     }
-    for kernel in ("attend", "attend_keys"):
+    for kernel in ("attend", "attend_keys", "attend_gather"):
         _shrink(table[kernel], target, spec)
     if target.arch == "interpreter":
         for axes in table.values():

@@ -364,50 +364,60 @@ def _gather(launch: GatherLaunch, plan: Plan) -> Binding:
 
 
 def _invert(launch: InvertLaunch, plan: Plan) -> Binding:
-    rows = launch.axis("rows")
-    pointers = {
-        "count": (("idx_ptr", launch.list_buf), ("cnt_ptr", launch.count_buf), ("prefix_ptr", launch.prefix_buf)),
+    chunk = rows_per_chunk(plan)
+    lists = (("idx_ptr", launch.list_buf), ("cnt_ptr", launch.count_buf))
+    list_strides = (("idx", launch.list_buf, "bhr"), ("cnt", launch.count_buf, "bh"))
+    pointers, strides = {
+        "count": (
+            (*lists, ("counts_ptr", launch.prefix_buf)),
+            (*list_strides, ("counts", launch.prefix_buf, "bh")),
+        ),
         "scan": (
-            ("prefix_ptr", launch.prefix_buf),
-            ("unit_start_ptr", launch.unit_start_buf),
-            ("tile_start_ptr", launch.tile_start_buf),
+            (
+                ("counts_ptr", launch.prefix_buf),
+                ("unit_start_ptr", launch.unit_start_buf),
+                ("tile_start_ptr", launch.tile_start_buf),
+            ),
+            (("counts", launch.prefix_buf, "bh"), ("starts", launch.unit_start_buf, "bh")),
         ),
         "fill": (
-            ("idx_ptr", launch.list_buf),
-            ("cnt_ptr", launch.count_buf),
-            ("prefix_ptr", launch.prefix_buf),
-            ("entries_ptr", launch.entries_buf),
+            (*lists, ("positions_ptr", launch.prefix_buf), ("entries_ptr", launch.entries_buf)),
+            (
+                *list_strides,
+                ("positions", launch.prefix_buf, "bh"),
+                ("entries", launch.entries_buf, "bh"),
+            ),
         ),
     }[launch.step]
-    letters = {
-        "idx": (launch.list_buf, "bhr"),
-        "cnt": (launch.count_buf, "bh"),
-        "prefix": (launch.prefix_buf, "bhu"),
-        "unit_start": (launch.unit_start_buf, "bh"),
-        "tile_start": (launch.tile_start_buf, "bh"),
-        "entries": (launch.entries_buf, "bh"),
-    }
-    names = [argument.removesuffix("_ptr") for argument, _ in pointers]
-    strides = tuple((n, *letters[n]) for n in names)
 
     def scalars(call: Call) -> dict[str, Number]:
-        lists, env = call.tensors[launch.list_buf], call.env
+        listed, env = call.tensors[launch.list_buf], call.env
         group = env["Hq"] // env["Hkv"]
         return {
-            "n_lists": lists.shape[1],
+            "n_lists": listed.shape[1],
             "n_rows": env["R"],
             "n_units": call.tensors[launch.prefix_buf].shape[2],
-            "n_chunks": ceildiv(env["R"], rows),
-            "width": lists.shape[3],
-            "heads_per_program": heads_per_program(env["Hq"] // lists.shape[1], group),
+            "n_chunks": ceildiv(env["R"], chunk),
+            "slots": listed.shape[3],
+            "block_m": dict(launch.axes).get("block_m", 0),
+            "heads_per_program": heads_per_program(env["Hq"] // listed.shape[1], group),
         }
 
     def grid(call: Call) -> int:
-        lists = call.tensors[launch.list_buf]
-        each = 1 if launch.step == "scan" else ceildiv(call.env["R"], rows)
-        return lists.shape[0] * lists.shape[1] * each
+        listed = call.tensors[launch.list_buf]
+        each = 1
+        if launch.step != "scan":
+            units = call.tensors[launch.prefix_buf].shape[2]
+            each = ceildiv(call.env["R"], launch.axis("rows")) * ceildiv(units, launch.axis("block_u"))
+        return listed.shape[0] * listed.shape[1] * each
 
     return Binding(pointers, strides, scalars, grid)
+
+
+def rows_per_chunk(plan: Plan) -> int:
+    """Give the rows of a chunk of the inversion, which all three of its launches share."""
+    counts = (n for n in plan.launches() if isinstance(n, InvertLaunch) and n.step == "count")
+    return next(counts).axis("rows")
 
 
 def _keys(launch: KeysLaunch, plan: Plan) -> Binding:
@@ -446,7 +456,7 @@ def _keys(launch: KeysLaunch, plan: Plan) -> Binding:
         (
             *_QKV_STRIDES,
             ("part", launch.part_buf, "bhrk"),
-            ("plse", launch.part_lse_buf, "bhr"),
+            ("plse", launch.part_lse_buf, "bhrk"),
             ("entries", launch.entries_buf, "bh"),
             ("unit_start", launch.unit_start_buf, "bh"),
             ("tile_start", launch.tile_start_buf, "bh"),

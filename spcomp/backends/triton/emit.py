@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import spcomp.backends.triton.contexts.attend as attend
+import spcomp.backends.triton.contexts.invert as invert
 import spcomp.backends.triton.contexts.pool as pool
 import spcomp.backends.triton.contexts.select as select
 import spcomp.backends.triton.contexts.tiles as tiles
@@ -124,13 +125,9 @@ def _tiles(launch: TilesLaunch, s: Setting) -> object:
 
 def _invert(launch: InvertLaunch, s: Setting) -> object:
     if launch.step == "scan":
-        return invert.invert_scan_context(
-            header=s.header,
-            block_m=launch.axis("block_m"),
-            is_interpreted=s.is_interpreted,
-        )
-    return invert.invert_context(
-        header=s.header, rows=launch.axis("rows"), is_interpreted=s.is_interpreted
+        return invert.InvertScanContext(header=s.header, block=launch.axis("block"))
+    return invert.InvertContext(
+        header=s.header, rows=launch.axis("rows"), block_u=launch.axis("block_u")
     )
 
 
@@ -177,9 +174,6 @@ def _keys(launch: KeysLaunch, s: Setting) -> object:
         block_k=launch.axis("block_k"),
         num_stages=launch.axis("stages"),
         unit=launch.unit,
-        everywhere=launch.everywhere,
-        somewhere=launch.somewhere,
-        is_exact=launch.exact,
         **_rule(launch.rule, s, launch.table_bufs),
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from spcomp.backends.triton.contexts.base import CapturedArg, padded_dim
 from spcomp.backends.triton.expr_text import Helpers, helpers_of
-from spcomp.ir.expr import TRUE, Expr, Sym
+from spcomp.ir.expr import FALSE, TRUE, Expr, Sym, symbols, tile_bounds
 
 SCORE = Sym("score")
 
@@ -190,5 +190,84 @@ def merge_context(
         block_r=block_r,
         block_p=block_p,
         has_counts=has_counts,
+        is_interpreted=is_interpreted,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class KeysContext:
+    """Variables of `triton/kernels/attend_keys.py.jinja`."""
+
+    header: tuple[str, ...]
+    head_dim: int
+    value_dim: int
+    block_d: int
+    block_dv: int
+    has_d_tail: bool
+    has_dv_tail: bool
+    block_m: int
+    block_k: int
+    unit: int
+    unit_tiles: int
+    num_stages: int
+    dot_precision: str
+    predicate: Expr
+    has_predicate: bool
+    everywhere: Expr
+    somewhere: Expr
+    inputs: tuple[CapturedArg, ...]
+    score_hook: Expr
+    has_score_hook: bool
+    helpers: Helpers
+    is_interpreted: bool
+
+
+def keys_context(
+    *,
+    header: tuple[str, ...],
+    head_dim: int,
+    value_dim: int,
+    block_m: int,
+    block_k: int,
+    unit: int,
+    num_stages: int,
+    predicate: Expr = TRUE,
+    inputs: tuple[CapturedArg, ...] = (),
+    score_hook: Expr = SCORE,
+    has_score_hook: bool = False,
+    is_float32: bool = False,
+    is_interpreted: bool = False,
+) -> KeysContext:
+    """Make the context of the key-major kernel; `unit` is in key tokens, any integer.
+
+    The bounds of the predicate over a key tile are derived here. Where it depends on the head, which
+    differs inside a tile of rows, every tile keeps its mask.
+    """
+    block_d, block_dv = padded_dim(head_dim), padded_dim(value_dim)
+    everywhere, somewhere, _ = tile_bounds(predicate)
+    if "h" in symbols(everywhere) | symbols(somewhere):
+        everywhere, somewhere = FALSE, TRUE
+    return KeysContext(
+        header=header,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        block_d=block_d,
+        block_dv=block_dv,
+        has_d_tail=block_d != head_dim,
+        has_dv_tail=block_dv != value_dim,
+        block_m=block_m,
+        block_k=block_k,
+        unit=unit,
+        unit_tiles=1 << (-(-unit // block_k) - 1).bit_length(),
+        num_stages=num_stages,
+        dot_precision="ieee" if is_float32 else "tf32",
+        predicate=predicate,
+        has_predicate=predicate != TRUE,
+        everywhere=everywhere,
+        somewhere=somewhere,
+        inputs=inputs,
+        score_hook=score_hook,
+        has_score_hook=has_score_hook,
+        helpers=helpers_of(predicate, everywhere, somewhere, score_hook),
         is_interpreted=is_interpreted,
     )

@@ -1,0 +1,203 @@
+"""Compiling generated kernels for a chip that is not here: binaries, registers, spills, shared memory.
+
+The work runs in a process of its own, without Triton's interpreter and without torch, so that it does the same on a laptop, in a test run
+under the interpreter, and on a GPU machine. `python -m spcomp.backends.triton.offline JOB.json` is that process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spcomp.backends.base import BuiltKernel, Source
+from spcomp.backends.triton.bind import bind
+from spcomp.errors import Refused
+from spcomp.ir.plan import Plan
+
+TRITON_TYPES = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "int32": "i32",
+    "int64": "i64",
+    "bool": "i1",
+    "float64": "fp64",
+}
+_FLOATS = ("scale", "scale_log2")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One kernel to compile: its file, the type of each pointer, its target and options."""
+
+    path: str
+    kernel: str
+    arch: str
+    pointers: dict[str, str]
+    warps: int
+    stages: int
+    binary: str
+
+
+def build_offline(source: Source) -> tuple[BuiltKernel, ...]:
+    """Compile every kernel of a plan for its target, without a card.
+
+    Raises: Refused with the compiler's last words when a kernel does not compile.
+    """
+    with tempfile.TemporaryDirectory(prefix="spcomp-build-") as folder:
+        jobs = _jobs(source, Path(folder))
+        (Path(folder) / "jobs.json").write_text(json.dumps([asdict(j) for j in jobs]))
+        rows = _run(Path(folder) / "jobs.json", source)
+        return tuple(_row(n, job, row, source) for n, (job, row) in enumerate(zip(jobs, rows, strict=True)))
+
+
+def _jobs(source: Source, folder: Path) -> list[Job]:
+    jobs = []
+    for file, launch in zip(source.files, source.plan.launches(), strict=True):
+        path = folder / file.file_name
+        path.write_text(file.text)
+        binding = bind(launch, source.plan)
+        named = [*binding.pointers, *((f"{t}_ptr", t) for t in binding.tables)]
+        pointers = {argument: _type(source, buffer) for argument, buffer in named}
+        axes = dict(launch.axes)
+        jobs.append(
+            Job(
+                str(path),
+                launch.kernel,
+                source.target.arch,
+                pointers,
+                axes["warps"],
+                axes["stages"],
+                str(path.with_suffix(".bin")),
+            )
+        )
+    return jobs
+
+
+def _type(source: Source, name: str) -> str:
+    dtype = _buffer_dtype(source.plan, name)
+    return "*" + TRITON_TYPES[source.spec.dtype if dtype == "data" else dtype]
+
+
+def _buffer_dtype(plan: Plan, name: str) -> str:
+    return plan.buffer(name.partition("#")[0]).dtype
+
+
+def _run(jobs: Path, source: Source) -> list[dict[str, Any]]:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    root = str(Path(__file__).resolve().parents[3])
+    env["PYTHONPATH"] = os.pathsep.join([root, env.get("PYTHONPATH", "")])
+    env["TRITON_DUMP_PTXAS_LOG"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-m", "spcomp.backends.triton.offline", str(jobs)],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise Refused(
+            backend="triton",
+            what=f"{source.plan.pattern} for {source.target.name}",
+            reason="its compiler failed: " + (done.stderr.strip().splitlines() or ["no message"])[-1],
+            way_out="smaller tiles may help; the whole message: " + done.stderr[-2000:],
+        )
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def _row(number: int, job: Job, row: dict[str, Any], source: Source) -> BuiltKernel:
+    binary = Path(job.binary).read_bytes()
+    return BuiltKernel(
+        kernel=job.kernel,
+        launch=number,
+        target=source.target.name,
+        registers=row["registers"],
+        spill_bytes=row["spill_bytes"],
+        shared_bytes=row["shared_bytes"],
+        binary_bytes=len(binary),
+        binary=binary,
+        warps=job.warps,
+        stages=job.stages,
+        warnings=tuple(row["warnings"]),
+    )
+
+
+# ---- inside the process ---------------------------------------------------------------------------
+
+
+def _compile(job: Job) -> dict[str, Any]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from spcomp.backends.triton.modules import kernel_in
+
+    function = kernel_in(Path(job.path), job.kernel)
+    signature, attributes = _signature(function, job)
+    kind, _, arch = job.arch.partition(":")
+    target = GPUTarget("cuda", int(arch), 32) if kind == "cuda" else GPUTarget("hip", arch, 64)
+    source = triton.compiler.ASTSource(
+        fn=function, signature=signature, constexprs={}, attrs=attributes
+    )
+    built = triton.compile(
+        source, target=target, options={"num_warps": job.warps, "num_stages": job.stages}
+    )
+    binary = built.asm["cubin" if kind == "cuda" else "hsaco"]
+    Path(job.binary).write_bytes(binary)
+    usage = _cuda_usage(job.binary) if kind == "cuda" else _hip_usage(str(built.asm["amdgcn"]))
+    return {**usage, "shared_bytes": built.metadata.shared}
+
+
+def _signature(function: Any, job: Job) -> tuple[dict[str, str], dict[Any, Any]]:
+    """Type the arguments as a launch does: pointers and strides are multiples of 16, lengths are anything."""
+    free = {p.name for p in function.params if p.do_not_specialize}
+    signature: dict[str, str] = {}
+    attributes: dict[Any, Any] = {}
+    for index, name in enumerate(function.arg_names):
+        kind = job.pointers.get(name, "fp32" if name in _FLOATS else "i32")
+        signature[name] = kind
+        if kind != "fp32" and name not in free:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return signature, attributes
+
+
+def _cuda_usage(binary: str) -> dict[str, int]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    text = subprocess.run([str(tool), "-res-usage", binary], capture_output=True, text=True).stdout
+    found = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return {"registers": found["REG"], "spill_bytes": found["STACK"] + found["LOCAL"]}
+
+
+def _hip_usage(assembly: str) -> dict[str, int]:
+    def read(name: str) -> int:
+        match = re.search(rf"\.{name}:\s+(\d+)", assembly)
+        return int(match.group(1)) if match else 0
+
+    return {"registers": read("vgpr_count"), "spill_bytes": 4 * read("vgpr_spill_count")}
+
+
+def main(path: str) -> None:
+    """Compile the jobs of a file and print their figures as one line of JSON."""
+    import contextlib
+    import io
+
+    rows = []
+    for fields in json.loads(Path(path).read_text()):
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            row = _compile(Job(**fields))
+        row["warnings"] = sorted(set(re.findall(r"C75\d\d", log.getvalue())))
+        rows.append(row)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -259,6 +259,43 @@ def block_map(mask: Tensor, block: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """Largest absolute error against float64, and what plain torch's own error allows."""
+
+    error: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is within what is allowed."""
+        return self.error <= self.allowed
+
+
+def agreement(
+    got: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float | None = None
+) -> Agreement:
+    """Compare an output with masked attention in float64; small sizes, since nothing is chunked.
+
+    got [B,Hq,Sq,Dv]; mask bool [B,Hq,Sq,Skv] holds the pairs that the pattern reads. Allowed is
+    twice the error of plain torch in q's dtype, and 1e-6 (float32) or 1e-4 (16 bit) beside it.
+    """
+    want = _masked(q.double(), k.double(), v.double(), mask, scale)
+    plain = _masked(q, k, v, mask, scale)
+    beside = 1e-6 if q.dtype == torch.float32 else 1e-4
+    error = (got.double() - want).abs().max().item()
+    return Agreement(error, 2 * (plain.double() - want).abs().max().item() + beside)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    queries = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:])
+    seen = mask.expand(*q.shape[:3], k.shape[2]).reshape(*queries.shape[:4], k.shape[2])
+    scores = (queries @ k.transpose(-1, -2).unsqueeze(2)) * scale
+    probs = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+    return (probs @ v.unsqueeze(2)).reshape(*q.shape[:3], v.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
 class _Chunk:
     """Dense attention of query rows [start, stop)."""
 

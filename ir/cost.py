@@ -1,21 +1,28 @@
-"""What a plan costs, as formulas: FLOPs, bytes and scratch of every launch, and time on a target's roofline.
+"""What a plan costs: FLOPs, bytes and scratch of every launch as formulas, and its roofline.
 
-The symbols are those of `ir/dims.py` and E, the bytes of one element of q, k and v. Formulas are for a whole call, all slabs
-together. They bound from above what the data decides: a list is taken to be full, and a tile to be computed
-wherever a row can see one of its keys.
+The symbols are those of `ir/dims.py` and three more:
+
+| symbol | meaning |
+|---|---|
+| E | bytes of one element of q, k and v |
+| W | keys a query row of the launch sees at most |
+| P | (query, key) pairs of the launch for one batch item and query head |
+
+Formulas are for a whole call, all slabs together. They bound from above what the data decides: a
+list is taken to be full.
 
 | figure | meaning |
 |---|---|
-| flops | multiplications and additions of matrix products and of pooling; comparisons and exp are not counted |
+| flops | multiplications and additions of matrix products and pooling; no comparisons, no exp |
 | floor_bytes | every buffer moved once between memory and chip: nobody can do with less |
-| l2_bytes | what programs ask of the level-2 cache: a tile counts once for each program that reads it |
+| l2_bytes | what programs ask of the level-2 cache: a tile counts for each program reading it |
 | scratch_bytes | buffers the launch writes that are neither input nor result |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import sympy
@@ -39,20 +46,24 @@ from spcomp.ir.plan_rules import base
 from spcomp.ir.target import Target
 from spcomp.ir.widths import Reach, reach_of
 
+W, P = (sympy.Symbol(name, integer=True, nonnegative=True) for name in ("W", "P"))
 RANKING_PASSES = 34  # a row of keys is written once, counted against 32 thresholds, and compacted
 LSE_BYTES = 4
+FIGURES = ("flops", "floor_bytes", "l2_bytes", "scratch_bytes")
 Attending: TypeAlias = AttendLaunch | GatherLaunch | KeysLaunch
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The formulas of one launch, or of several together."""
+    """The formulas of one launch; `width` and `pairs` define its W and P (pairs may hold W)."""
 
     kernel: str
     flops: Dim
     floor_bytes: Dim
     l2_bytes: Dim
     scratch_bytes: Dim
+    width: Dim = 0
+    pairs: Dim = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +75,15 @@ class Figures:
     floor_bytes: int
     l2_bytes: int
     scratch_bytes: int
+    pairs: int = 0
 
 
 def evaluate(cost: Cost, env: Env) -> Figures:
     """Evaluate formulas. env: B, Hq, Hkv, Sq, Skv, D, Dv, and E (bytes of an element)."""
-    numbers = {f.name: dims.evaluate(getattr(cost, f.name), env) for f in fields(cost)[1:]}
-    return Figures(cost.kernel, **numbers)
+    here = {**env, "W": dims.evaluate(cost.width, env)}
+    here["P"] = dims.evaluate(cost.pairs, here)
+    numbers = {name: dims.evaluate(getattr(cost, name), here) for name in FIGURES}
+    return Figures(cost.kernel, pairs=here["P"], **numbers)
 
 
 def costs_of(plan: Plan) -> tuple[Cost, ...]:
@@ -77,17 +91,18 @@ def costs_of(plan: Plan) -> tuple[Cost, ...]:
     return tuple(_cost(plan, launch) for launch in plan.launches())
 
 
-def total(costs: tuple[Cost, ...], name: str = "total") -> Cost:
-    """Add costs up; scratch too, as if no buffer shared its place with another."""
-
-    def summed(figure: str) -> Dim:
-        return dims.plain(sympy.Add(*(getattr(c, figure) for c in costs)))
-
-    return Cost(name, *(summed(f.name) for f in fields(Cost)[1:]))
+def total(figures: Iterable[Figures], name: str = "total") -> Figures:
+    """Add figures up; scratch too, as if no buffer shared its place with another."""
+    held = tuple(figures)
+    sums = {f: sum(getattr(x, f) for x in held) for f in (*FIGURES, "pairs")}
+    return Figures(name, **sums)
 
 
 def roofline_ms(figures: Figures, target: Target, dtype: str, launches: int = 1) -> float:
-    """Give the least time a target can take, in ms: its slowest of compute, memory and L2, and the launches' own cost."""
+    """Give the least time a target can take, in ms.
+
+    It is the slowest of compute, memory and level-2 cache, and the launches' own cost on top.
+    """
     compute_s = figures.flops / (target.rate(dtype) * 1e12)
     memory_s = figures.floor_bytes / (target.bandwidth_tbs * 1e12)
     cache_s = figures.l2_bytes / (target.l2_tbs * 1e12)
@@ -97,41 +112,52 @@ def roofline_ms(figures: Figures, target: Target, dtype: str, launches: int = 1)
 # ---- pairs ---------------------------------------------------------------------------------------
 
 
-def pairs_within(width: Dim | None, causal: bool) -> Dim:
-    """Count the (query, key) pairs of one head when a row sees at most `width` keys (None: all).
+def pairs_within(width: Dim, causal: bool) -> Dim:
+    """Count the (query, key) pairs of one head when a row sees at most `width` keys, width <= Skv.
 
     Causal rows see no later key: the row at position t sees min(width, t + 1).
     """
     if not causal:
-        return dims.plain(dims.Sq * (dims.Skv if width is None else dims.least(width, dims.Skv)))
+        return dims.plain(dims.Sq * width)
+    before = dims.largest(0, dims.Skv - dims.Sq)
     return dims.plain(
-        _triangle(dims.Skv, width) - _triangle(dims.largest(0, dims.Skv - dims.Sq), width)
+        _triangle(dims.Skv, width, width) - _triangle(before, dims.least(before, width), width)
     )
 
 
-def _triangle(rows: Dim, width: Dim | None) -> Dim:
-    """Sum min(width, t + 1) over the positions t below `rows`."""
-    early = rows if width is None else dims.least(rows, width)
-    rising = early * (early + 1) / 2 if not isinstance(early, int) else early * (early + 1) // 2
-    return rising if width is None else rising + width * (rows - early)
+def _triangle(rows: Dim, rising: Dim, width: Dim) -> Dim:
+    """Sum min(width, t + 1) over the positions t < rows; the first `rising` see t + 1 keys."""
+    early = sympy.sympify(rising)
+    return early * (early + 1) / 2 + width * (rows - early)
 
 
 def dense_cost(causal: bool = True) -> Cost:
     """Give the cost of dense attention, the yardstick: one launch, nothing materialised."""
-    pairs = pairs_within(None, causal)
     q_rows, kv_rows = dims.B * dims.Hq * dims.Sq, dims.B * dims.Hkv * dims.Skv
     results = q_rows * (dims.Dv * E + LSE_BYTES)
     floor = q_rows * dims.D * E + kv_rows * (dims.D + dims.Dv) * E + results
-    return Cost("dense", _attend_flops(pairs), floor, floor, 0)
+    return Cost("dense", _attend_flops(), floor, floor, 0, dims.Skv, pairs_within(W, causal))
 
 
 def visited_pairs(plan: Plan) -> Dim:
-    """Bound the (query, key) pairs that the attend launches of a plan compute, for one batch item and head."""
-    found: Dim = 0
-    for launch in plan.launches():
-        if isinstance(launch, (AttendLaunch, GatherLaunch, KeysLaunch)):
-            found = found + _pairs(plan, launch)
-    return dims.plain(found)
+    """Bound the pairs that the attend launches of a plan compute, for one batch item and head."""
+    found = [replaced(c.pairs, {W: c.width}) for c in costs_of(plan) if c.pairs != 0]
+    return dims.plain(sympy.Add(*found))
+
+
+def replaced(dim: Dim, values: Mapping[sympy.Symbol, Dim]) -> Dim:
+    """Replace symbols in a dim, leaving Min and Max as they are."""
+    return dim if isinstance(dim, int) else dims.plain(_replaced(dim, values))
+
+
+def _replaced(e: sympy.Expr, values: Mapping[sympy.Symbol, Dim]) -> sympy.Expr:
+    if e in values:
+        return sympy.sympify(values[e])
+    if not e.args:
+        return e
+    args = [_replaced(a, values) for a in e.args]
+    # See `dims.least`: sympy's own evaluation of Min and Max drops arguments it must not drop.
+    return e.func(*args, evaluate=False) if isinstance(e, (sympy.Min, sympy.Max)) else e.func(*args)
 
 
 def reach(plan: Plan, launch: Attending) -> Reach:
@@ -171,12 +197,6 @@ def _width(plan: Plan, list_buf: str) -> Dim:
     return plan.buffer(list_buf).dims[3]
 
 
-def _pairs(plan: Plan, launch: Attending) -> Dim:
-    found = reach(plan, launch)
-    width = None if found.width is None else dims.least(found.width, dims.Skv)
-    return pairs_within(width, found.is_causal)
-
-
 # ---- launches ------------------------------------------------------------------------------------
 
 
@@ -184,16 +204,20 @@ def _pairs(plan: Plan, launch: Attending) -> Dim:
 class _Work:
     """What one launch computes and moves, where that is not each of its buffers once.
 
-    `least` bounds the bytes of a buffer that must be read at all, `asked` gives those that programs ask of the L2 cache.
+    `least` bounds the bytes of a buffer that must be read at all, `asked` gives those that programs
+    ask of the L2 cache.
     """
 
     flops: Dim = 0
     least: Mapping[str, Dim] = field(default_factory=dict)
     asked: Mapping[str, Dim] = field(default_factory=dict)
+    width: Dim = 0
+    pairs: Dim = 0
 
 
 def _cost(plan: Plan, launch: Launch) -> Cost:
-    work = _WORK.get(type(launch), lambda *_: _Work())(plan, launch)
+    make = _WORK.get(type(launch))
+    work = make(plan, launch) if make else _Work()
     written = set(launch.writes())
     floor: list[Dim] = []
     asked: list[Dim] = []
@@ -204,12 +228,13 @@ def _cost(plan: Plan, launch: Launch) -> Cost:
         asked.append(work.asked.get(name, once))
         if name in written and plan.buffer(base(name)).kind == "scratch":
             scratch.append(once)
-    sums = (dims.plain(sympy.Add(*parts)) for parts in ([work.flops], floor, asked, scratch))
-    return Cost(launch.kernel, *sums)
+    moved, reread, made = (dims.plain(sympy.Add(*parts)) for parts in (floor, asked, scratch))
+    flops = dims.plain(work.flops)
+    return Cost(launch.kernel, flops, moved, reread, made, work.width, work.pairs)
 
 
 def _bytes(plan: Plan, name: str) -> Dim:
-    """Give the bytes of a buffer over the whole call; of one part when the name is that of a part of a stack."""
+    """Give the bytes of a buffer, or of one part of a stack, over the whole call."""
     buffer = plan.buffer(base(name))
     size = whole_call(bytes_of(buffer))
     return size / buffer.dims[0] if base(name) != name else size
@@ -217,23 +242,11 @@ def _bytes(plan: Plan, name: str) -> Dim:
 
 def whole_call(dim: Dim) -> Dim:
     """Give a dim of a slab for the slab that is the whole call, R = Sq and R0 = 0."""
-    return dim if isinstance(dim, int) else dims.plain(_of_whole_call(dim))
+    return replaced(dim, {dims.R: dims.Sq, dims.R0: 0})
 
 
-def _of_whole_call(e: sympy.Expr) -> sympy.Expr:
-    if e == dims.R:
-        return dims.Sq
-    if e == dims.R0:
-        return sympy.Integer(0)
-    if not e.args:
-        return e
-    args = [_of_whole_call(a) for a in e.args]
-    # See `dims.least`: sympy's own evaluation of Min and Max drops arguments it must not drop.
-    return e.func(*args, evaluate=False) if isinstance(e, (sympy.Min, sympy.Max)) else e.func(*args)
-
-
-def _attend_flops(pairs: Dim) -> Dim:
-    return 2 * dims.B * dims.Hq * pairs * (dims.D + dims.Dv)
+def _attend_flops() -> Dim:
+    return 2 * dims.B * dims.Hq * P * (dims.D + dims.Dv)
 
 
 def _pool(plan: Plan, launch: PoolLaunch) -> _Work:
@@ -244,7 +257,7 @@ def _pool(plan: Plan, launch: PoolLaunch) -> _Work:
 
 
 def _ranked(plan: Plan, launch: SelectLaunch | ScoreLaunch) -> _Work:
-    """Score every unit for every row of every query head; heads that share a list are scored one by one."""
+    """Score every unit for every row of every query head, also where heads share a list."""
     made = launch.indices_buf if isinstance(launch, SelectLaunch) else launch.scores_buf
     rows = whole_call(plan.buffer(made).dims[2])
     units = plan.buffer(launch.units_buf).dims[2]
@@ -272,31 +285,29 @@ def _topk(plan: Plan, launch: TopKLaunch) -> _Work:
 
 
 def _attend(plan: Plan, launch: AttendLaunch) -> _Work:
-    pairs = _pairs(plan, launch)
     heads = plan.buffer(launch.tiles_buf).dims[1]
     rows = launch.axis("block_q")
-    reads = dims.B * dims.Hq * pairs / dims.least(rows, dims.Sq)
-    return _keyed(plan, launch, pairs, reads, _list_rows(heads, rows))
+    reads = dims.B * dims.Hq * P / dims.least(rows, dims.Sq)
+    return _keyed(plan, launch, reads, _list_rows(heads, rows))
 
 
 def _gather(plan: Plan, launch: GatherLaunch) -> _Work:
-    pairs = _pairs(plan, launch)
     heads = plan.buffer(launch.list_buf).dims[1]
     per_program: Dim = 1 if heads == dims.Hq else dims.G
-    tiles = dims.ceildiv(launch.granule * per_program, launch.axis("block_m"))
-    per_list_row = pairs * dims.ceildiv(dims.Sq, launch.granule) / dims.Sq
-    reads = dims.B * dims.Hq / per_program * tiles * per_list_row
-    return _keyed(plan, launch, pairs, reads, _list_rows(heads, launch.granule))
+    rows = dims.least(launch.granule, dims.Sq) if launch.granule > 1 else 1
+    tiles = dims.ceildiv(dims.plain(rows * per_program), launch.axis("block_m"))
+    reads = dims.B * dims.Hq / per_program * tiles * P / rows
+    return _keyed(plan, launch, reads, _list_rows(heads, launch.granule))
 
 
 def _keys(plan: Plan, launch: KeysLaunch) -> _Work:
-    pairs = _pairs(plan, launch)
+    """Each program reads its unit's keys once, also when only few queries chose the unit."""
     heads = plan.buffer(launch.entries_buf).dims[1]
     per_program: Dim = 1 if heads == dims.Hq else dims.G
     every_unit = dims.B * dims.Hq / per_program * dims.Skv
-    reads = dims.B * dims.Hq * pairs / launch.axis("block_m") + every_unit
-    work = _keyed(plan, launch, pairs, reads, _list_rows(heads, 1))
-    q_reads = dims.B * dims.Hq * pairs / launch.unit * dims.D * E
+    reads = dims.B * dims.Hq * P / launch.axis("block_m") + every_unit
+    work = _keyed(plan, launch, reads, _list_rows(heads, 1))
+    q_reads = dims.B * dims.Hq * P / launch.unit * dims.D * E
     return replace(work, asked={**work.asked, launch.q_buf: q_reads})
 
 
@@ -306,20 +317,21 @@ def _list_rows(heads: Dim, granule: int) -> Dim:
     return dims.B * of_heads * dims.ceildiv(dims.Sq, granule)
 
 
-def _keyed(plan: Plan, launch: Attending, pairs: Dim, reads: Dim, list_rows: Dim) -> _Work:
+def _keyed(plan: Plan, launch: Attending, reads: Dim, list_rows: Dim) -> _Work:
     """Give the work of an attend-like launch.
 
-    reads: keys that programs load; list_rows: rows of keys, each of the row's reach, that must come from memory at least
-    once when no two of them share a key.
+    reads: keys that programs load; list_rows: rows of W keys, each of which must come from memory
+    at least once when no two of them share a key.
     """
-    width = reach(plan, launch).width
+    found = reach(plan, launch)
+    width = dims.Skv if found.width is None else dims.least(found.width, dims.Skv)
     least: dict[str, Dim] = {}
     asked: dict[str, Dim] = {}
     for name, dim in ((launch.k_buf, dims.D), (launch.v_buf, dims.Dv)):
         asked[name] = reads * dim * E
-        if width is not None:
-            least[name] = list_rows * width * dim * E
-    return _Work(_attend_flops(pairs), least, asked)
+        if found.width is not None:
+            least[name] = list_rows * W * dim * E
+    return _Work(_attend_flops(), least, asked, width, pairs_within(W, found.is_causal))
 
 
 _WORK: dict[type[Launch], Callable[[Plan, Any], _Work]] = {

@@ -1,4 +1,4 @@
-"""The graphs of both levels: stages of a program, launches of a plan, lifetimes of buffers, pictures.
+"""The graphs of both levels: the stages of a program, the launches of a plan, and pictures.
 
 The only module that knows networkx.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
@@ -22,7 +21,8 @@ from spcomp.ir.text_values import print_fields
 def stage_graph(program: Program) -> nx.DiGraph[int]:
     """Give the graph of a program: node n is the stage that text calls %n, an edge is a value.
 
-    Node attributes: label, kind (class name), stage (the node). Edges go from what is read to what reads it.
+    Node attributes: label, kind (class name), stage (the node). Edges go from what is read to what
+    reads it.
     """
     graph: nx.DiGraph[int] = nx.DiGraph()
     numbers = {node: n for n, node in enumerate(program.stages())}
@@ -43,7 +43,8 @@ def _stage_label(node: Node) -> str:
 def launch_graph(plan: Plan) -> nx.DiGraph[str]:
     """Give the graph of a plan: launches "0", "1", … and the buffers between them.
 
-    Node attributes: label, kind ("launch" or that of the buffer), slab (True inside slabs). Edges go buffer -> launch -> buffer.
+    Node attributes: label, kind ("launch" or that of the buffer), slab (True inside slabs). Edges
+    go buffer -> launch -> buffer.
     """
     graph: nx.DiGraph[str] = nx.DiGraph()
     for b in plan.buffers:
@@ -60,7 +61,8 @@ def launch_graph(plan: Plan) -> nx.DiGraph[str]:
 def launch_order(plan: Plan) -> nx.DiGraph[int]:
     """Give which launch must wait for which: an edge where one writes what the other touches later.
 
-    The order in which the plan lists its launches is a topological order of this graph, so it has no circle.
+    The order in which the plan lists its launches is a topological order of this graph, so it has
+    no circle.
     """
     graph: nx.DiGraph[int] = nx.DiGraph()
     writers: dict[str, list[int]] = {}
@@ -82,52 +84,6 @@ def critical_path(plan: Plan, cost_of: Callable[[int], float]) -> tuple[list[int
         best[n] = (before[0] + cost_of(n), [*before[1], n])
     total, path = max(best.values(), default=(0.0, []))
     return path, total
-
-
-# ---- lifetimes -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Lifetime:
-    """The first and the last launch, by number, between which a scratch buffer must keep its place.
-
-    A buffer written once a call and read inside slabs lives until the slabs end: the next slab reads it again.
-    """
-
-    first: int
-    last: int
-
-    def meets(self, other: Lifetime) -> bool:
-        """Tell whether two buffers are alive at one time."""
-        return self.first <= other.last and other.first <= self.last
-
-
-def lifetimes(plan: Plan) -> dict[str, Lifetime]:
-    """Give the lifetime of every scratch buffer that some launch touches, in order of first use."""
-    ends = _slab_ends(plan)
-    wanted = {b.name for b in plan.scratch()}
-    found: dict[str, Lifetime] = {}
-    for n, launch in enumerate(plan.launches()):
-        for name in dict.fromkeys(base(b) for b in launch.buffers()):
-            if name not in wanted:
-                continue
-            first = found[name].first if name in found else n
-            crosses = n in ends and ends.get(first) != ends[n]
-            last = ends[n] if crosses else n
-            found[name] = Lifetime(first, max(last, found[name].last if name in found else n))
-    return found
-
-
-def _slab_ends(plan: Plan) -> dict[int, int]:
-    """Give, for the number of each launch inside slabs, that of the last launch of its slabs."""
-    ends: dict[int, int] = {}
-    n = 0
-    for step in plan.steps:
-        count = len(step.launches) if isinstance(step, Slabs) else 1
-        if isinstance(step, Slabs):
-            ends.update(dict.fromkeys(range(n, n + count), n + count - 1))
-        n += count
-    return ends
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -186,3 +142,16 @@ def to_json(graph: nx.DiGraph[Any]) -> Mapping[str, Any]:
         {"id": str(n), "label": d["label"], "kind": d["kind"]} for n, d in graph.nodes(data=True)
     ]
     return {"nodes": nodes, "edges": [[str(a), str(b)] for a, b in graph.edges]}
+
+
+def to_lines(plan: Plan) -> str:
+    """Write a plan as one line a launch: what it reads, its kernel, what it writes."""
+    lines = []
+    for step in plan.steps:
+        inside = isinstance(step, Slabs)
+        if isinstance(step, Slabs):
+            lines.append("for each slab of query rows:")
+        for launch in step.launches if isinstance(step, Slabs) else (step,):
+            read, written = (", ".join(names) for names in (launch.reads(), launch.writes()))
+            lines.append(f"{'    ' if inside else ''}{read} -> {launch.kernel} -> {written}")
+    return "\n".join([*lines, ""])

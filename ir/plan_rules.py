@@ -1,4 +1,4 @@
-"""The rules of a plan: buffers are written before they are read, tiles fit lists, dims are known."""
+"""The rules of a plan: buffers are written before they are read, tiles fit lists."""
 
 from __future__ import annotations
 
@@ -34,12 +34,16 @@ def base(name: str) -> str:
 def buffers_are_declared(plan: Plan) -> list[str]:
     """Hold when buffer names are unique and every launch touches declared buffers only."""
     names = [b.name for b in plan.buffers]
-    problems = [f"the buffer '{n}' is declared twice" for n in dict.fromkeys(names) if names.count(n) > 1]
+    problems = [
+        f"the buffer '{n}' is declared twice" for n in dict.fromkeys(names) if names.count(n) > 1
+    ]
     for launch in plan.launches():
         for name in launch.buffers():
             if base(name) not in names:
                 problems.append(f"{launch.kernel} touches '{name}', which is not declared")
-    problems += [f"'{n}' is returned but not declared" for n in (plan.out, plan.lse) if n not in names]
+    problems += [
+        f"'{n}' is returned but not declared" for n in (plan.out, plan.lse) if n not in names
+    ]
     return problems
 
 
@@ -67,7 +71,7 @@ def inputs_are_not_written(plan: Plan) -> list[str]:
 
 
 def writes_are_single(plan: Plan) -> list[str]:
-    """Hold when each buffer, or part of a stack, is written by one launch; a scan works in place."""
+    """Hold when one launch writes each buffer, or part of a stack; a scan works in place."""
     problems = []
     writers: dict[str, str] = {}
     for launch in plan.launches():
@@ -80,9 +84,11 @@ def writes_are_single(plan: Plan) -> list[str]:
 
 
 def results_are_written(plan: Plan) -> list[str]:
-    """Hold when out and lse are outputs and some launch writes them, and no scratch is unused."""
+    """Hold when some launch writes each result and each scratch buffer."""
     written = {base(n) for launch in plan.launches() for n in launch.writes()}
-    problems = [f"no launch writes the result '{n}'" for n in (plan.out, plan.lse) if n not in written]
+    problems = [
+        f"no launch writes the result '{n}'" for n in (plan.out, plan.lse) if n not in written
+    ]
     for b in plan.buffers:
         if b.kind == "output" and b.name not in (plan.out, plan.lse):
             problems.append(f"the output '{b.name}' is not returned")
@@ -110,7 +116,7 @@ def _reads_rows(b: Buffer) -> bool:
 
 def tiles_fit_lists(plan: Plan) -> list[str]:
     """Hold when tiles divide the granule and the unit of every list they are made from."""
-    problems = []
+    problems: list[str] = []
     made: dict[str, TilesLaunch] = {}
     for launch in plan.launches():
         if isinstance(launch, TilesLaunch):

@@ -1,14 +1,13 @@
-"""The rules of both IR levels. A rule is a function from a program or a plan to sentences on what is wrong.
+"""The rules of both IR levels: functions from a program or a plan to what is wrong with it.
 
-`check` runs the rules of a level after a step, in tests and under SPCOMP_CHECK=1; `AFTER` names the rules that hold only from
-a pass on.
+`check` runs the rules of a level after a step, in tests and under SPCOMP_CHECK=1; `AFTER` names the
+rules that hold only from a pass on.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from spcomp.errors import RuleBroken, SpcompError
 from spcomp.ir.expr import Expr, Load, Sym, kind_of, walk
@@ -88,7 +87,7 @@ _FLAG = re.compile(r"chosen(\d+)")
 
 
 def operand_fault(node: Node) -> str | None:
-    """Say what is wrong with one stage on its own: an operand of another kind, or a number too small."""
+    """Say what is wrong with a stage by itself: an operand of another kind, a number too small."""
     kind = type(node)
     for name, value in operands(node):
         allowed = OPERANDS.get((kind, name))
@@ -148,7 +147,7 @@ def names_are_unique(program: Program) -> list[str]:
 
 
 def expressions_are_closed(program: Program) -> list[str]:
-    """Hold when predicates are truth values over (b, h, q, k, Sq, Skv), their lists and their tables."""
+    """Hold when predicates are truth values over the pair, their lists and their tables."""
     problems = []
     for node in program.stages():
         if isinstance(node, (MaskMod, Region)):
@@ -273,9 +272,10 @@ def rules_after(step: str) -> dict[str, ProgramRule]:
 
 def faults(level: Program | Plan, step: str = "") -> dict[str, list[str]]:
     """Give what is wrong with a program or a plan, by rule; empty when all rules hold."""
-    rules: Mapping[str, Callable[[Any], list[str]]]
-    rules = rules_after(step) if isinstance(level, Program) else RULES_PLAN
-    found = {name: rule(level) for name, rule in rules.items()}
+    if isinstance(level, Program):
+        found = {name: rule(level) for name, rule in rules_after(step).items()}
+    else:
+        found = {name: rule(level) for name, rule in RULES_PLAN.items()}
     return {name: problems for name, problems in found.items() if problems}
 
 

@@ -1,4 +1,4 @@
-"""IR as text and back. Text reads back to the same IR; it is parsed with `ast` and walked, never evaluated.
+"""IR as text and back: to the same IR, parsed with `ast` and walked, never evaluated.
 
 A program, one stage after those it reads; what stands behind # is for people and not read:
 
@@ -16,7 +16,8 @@ A plan: its buffers, then its launches; launches below `slabs` run once for each
         select: SelectLaunch(...)
     return out, lse
 
-Fields equal to their default are left out. A bracket that is open at the end of a line goes on in the next.
+Fields equal to their default are left out. A bracket that is open at the end of a line goes on in
+the next.
 """
 
 from __future__ import annotations
@@ -313,7 +314,9 @@ class _PlanBody:
             raise Fault("does not read 'buffer name dtype[dims] kind'")
         name, dtype, inner, kind, state = found.groups()
         if kind not in get_args(BufferKind):
-            raise Fault(f"names the unknown kind '{kind}' (known: {', '.join(get_args(BufferKind))})")
+            raise Fault(
+                f"names the unknown kind '{kind}' (known: {', '.join(get_args(BufferKind))})"
+            )
         if name in self.buffers:
             raise Fault(f"declares the buffer '{name}' a second time")
         try:

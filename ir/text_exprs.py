@@ -1,7 +1,8 @@
 """Element expressions and dims as text, and back from a syntax tree; nothing is ever evaluated.
 
-An element expression reads as Python with every inner operator in parentheses, such as `chosen0 & (k <= (q + (Skv - Sq)))`. An
-element of a captured tensor names the kind of its elements: `table0.int[b, q]`.
+An element expression reads as Python with every inner operator in parentheses, such as `chosen0 &
+(k <= (q + (Skv - Sq)))`. An element of a captured tensor names the kind of its elements:
+`table0.int[b, q]`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from functools import lru_cache
 from typing import Any, Literal, Union
 
 import sympy
@@ -22,10 +21,14 @@ NameOf = Callable[[Node], str]
 LINE_WIDTH = 100
 
 
-@lru_cache(maxsize=256)
+_field_types: dict[type, dict[str, Any]] = {}
+
+
 def field_types(cls: type) -> dict[str, Any]:
     """Give the types of a class's fields, aliases resolved."""
-    return typing.get_type_hints(cls, localns={"sympy": sympy})
+    if cls not in _field_types:
+        _field_types[cls] = typing.get_type_hints(cls, localns={"sympy": sympy})
+    return _field_types[cls]
 
 
 def shown_fields(cls: type) -> tuple[Field[Any], ...]:
@@ -183,9 +186,7 @@ class Reader:
             raise Fault(f"reads %{tree.id[1:]} before it is defined")
         node = self.nodes[tree.id]
         if not isinstance(node, kind):
-            raise Fault(
-                f"gives {place} a {type(node).__name__}, where a {kind.__name__} is needed"
-            )
+            raise Fault(f"gives {place} a {type(node).__name__}, where a {kind.__name__} is needed")
         return node
 
     def _nested(self, place: str, tree: ast.expr, kind: type) -> Any:

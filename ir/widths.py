@@ -1,7 +1,8 @@
 """How many keys a predicate lets a query row see: an upper bound read off its shape.
 
-A predicate that says `k > t - w` and `k <= t`, t being the row's position, has width w; a list has the width of its rows.
-What cannot be read off, such as a document mask, has no bound of its own and counts as all keys.
+A predicate that says `k > t - w` and `k <= t`, t being the row's position, has width w; a list has
+the width of its rows. What cannot be read off, such as a document mask, has no bound of its own and
+counts as all keys.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Linear = dict[str, Fraction]  # coefficient by symbol; "" is the constant
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """k <= origin + offset, or k >= origin + offset; the origin is "0", "q" (row) or "t" (position)."""
+    """k <= or >= origin + offset; the origin is "0", "q" (the row) or "t" (its position)."""
 
     origin: str
     offset: int
@@ -27,7 +28,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The keys of a row: at most `width` of them (None: no bound), between two bounds when known."""
+    """The keys of a row: at most `width` (None: no bound), between two bounds when known."""
 
     width: Dim | None = None
     upper: Bound | None = None

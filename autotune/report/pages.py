@@ -40,6 +40,7 @@ class HtmlContext:
     plots: tuple[Plot, ...]
     map_groups: tuple[MapGroup, ...]
     row_table: tables.Table
+    priced: str
     kernel_table: tables.Table
     environment: tables.Table
     notes: tuple[str, ...]
@@ -57,6 +58,7 @@ class MarkdownContext:
     subtitle: str
     findings: tuple[Finding, ...]
     row_table: tables.Table
+    priced: str
     kernel_table: tables.Table
     environment: tables.Table
     notes: tuple[str, ...]
@@ -120,6 +122,7 @@ def html_context(record: ReportRecord) -> HtmlContext:
         plots=plots(record),
         map_groups=groups,
         row_table=tables.row_table(record),
+        priced=str(record.priced),
         kernel_table=tables.kernel_table(record),
         environment=tables.environment_table(record),
         notes=record.notes,
@@ -137,6 +140,7 @@ def markdown_context(record: ReportRecord) -> MarkdownContext:
         subtitle=subtitle(record),
         findings=findings(record),
         row_table=_escaped(tables.row_table(record)),
+        priced=str(record.priced),
         kernel_table=_escaped(tables.kernel_table(record)),
         environment=_escaped(tables.environment_table(record)),
         notes=record.notes,

@@ -168,8 +168,9 @@ def _speed(record: ReportRecord) -> Plot:
     figure.update_yaxes(title=f"times faster than dense ({', '.join(kinds)})", rangemode="tozero")
     return _plot(
         figure, "speed", f"Speed against block size, {' and '.join(kinds)}",
-        f"One layer's forward of {', '.join(patterns)}, labelled with the budget: "
-        f"{' and '.join(kinds)} for {', '.join(places)}. The dashed line is dense attention.",
+        f"One layer's forward of {', '.join(patterns)} over {record.priced}, labelled with the "
+        f"budget: {' and '.join(kinds)} for {', '.join(places)}. The dashed line is dense "
+        "attention.",
     )
 
 

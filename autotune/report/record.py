@@ -60,10 +60,29 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
-    """Dense causal attention over the same operands: what every row is compared with.
+class PricedShape:
+    """The call that FLOPs, bytes and times belong to: one layer's causal forward.
 
-    ``flops`` and ``bytes`` are those of one layer's forward, by the cost model.
+    It may be longer than the text that was measured, since a short call is all launch cost.
+    """
+
+    batch: int
+    query_heads: int
+    kv_heads: int
+    tokens: int
+    head_dim: int
+    dtype: str
+
+    def __str__(self) -> str:
+        heads = f"{self.query_heads} query and {self.kv_heads} KV heads of size {self.head_dim}"
+        return f"{self.tokens} tokens, {heads}, batch {self.batch}, {self.dtype}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Dense causal attention: what every row is compared with.
+
+    ``flops`` and ``bytes`` are those of the priced call, by the cost model.
     """
 
     perplexity: float | None
@@ -82,7 +101,7 @@ class Mass:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds of one layer's forward beside dense attention, and how they came about.
+    """Milliseconds of the priced call beside dense attention, and how they came about.
 
     ``where`` names the card for a measured time, and the target of the roofline for a predicted
     one. ``spread_ms`` is the distance between the quartiles, and exists only when measured.
@@ -160,6 +179,7 @@ class ReportRecord:
     elapsed_s: float
     environment: Environment
     subject: Subject
+    priced: PricedShape
     dense: Dense
     rows: tuple[Row, ...]
     kernels: tuple[KernelRow, ...]

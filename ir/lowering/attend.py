@@ -103,7 +103,7 @@ class _Work:
         self.plan.each_slab.append(
             AttendLaunch(
                 stages=("gather", "attend"),
-                axes=self.plan.axes("attend", block_q=block_q, block_k=block_k),
+                axes=self.plan.axes("attend", **_tile(axes, block_q, block_k)),
                 out_buf=self.target.out,
                 lse_buf=self.target.lse,
                 tiles_buf=made.tiles,
@@ -283,6 +283,14 @@ class _Work:
             return every
         only = self.lists[0]
         return dims.least(every, only.width * (only.unit // block_k))
+
+
+def _tile(axes: dict[str, int], block_q: int, block_k: int) -> dict[str, int]:
+    """Give the axes of a tile that lists made smaller: fewer rows are held by fewer warps."""
+    warps = axes["warps"]
+    while warps > 4 and block_q * 8 < axes["block_q"] * warps:
+        warps //= 2
+    return {"block_q": block_q, "block_k": block_k, "warps": warps}
 
 
 _QKV = {"q_buf": "q", "k_buf": "k", "v_buf": "v"}

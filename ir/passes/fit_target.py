@@ -26,8 +26,8 @@ def fit_target(
 ) -> Refusal | None:
     """Check the on-chip bytes of every attend-like launch against what the target has.
 
-    A program holds its tile of queries, and one tile of keys and one of values for each stage in flight; dims are padded
-    to a power of two. Accumulators live in registers and are not counted.
+    A program holds its tile of queries, and one tile of keys and one of values for each stage in
+    flight; dims are padded to a power of two. Accumulators live in registers and are not counted.
 
     Rewrite: none.
     Needs:   cut.
@@ -40,8 +40,8 @@ def fit_target(
                 rows, keys, stages = tile
                 return Refusal(
                     f"{launch.kernel} with {rows} rows, {keys} keys and {stages} stages",
-                    f"at head dimensions {head_dim} and {value_dim} of {element_bytes} bytes it needs "
-                    f"{needed} bytes on chip, and {target.name} has {target.shared_bytes}",
+                    f"at head dimensions {head_dim} and {value_dim} of {element_bytes} bytes "
+                    f"it needs {needed} bytes on chip, and {target.name} has {target.shared_bytes}",
                     "take smaller tiles or fewer stages, or use backend='reference'.",
                 )
     return None

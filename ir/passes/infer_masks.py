@@ -60,7 +60,7 @@ def _region(part: Node, causal: bool) -> Gather:
     if causal:
         predicate = conjunction(predicate, builder.predicate(Causal()))
     region = Region(
-        predicate, tuple(builder.lists), tuple(builder.tables), where=selection.where
+        predicate, tuple(builder.lists), tuple(builder.tables), where=selection.where or part.where
     )
     return Gather(stream, region, where=part.where)
 

@@ -1,4 +1,4 @@
-"""Pass: where scratch lies. Sizes as formulas, lifetimes, the rows of a slab, and places in one arena."""
+"""Pass: where scratch lies: sizes as formulas, the rows of a slab, places in one arena."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sympy
 
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim, Env
-from spcomp.ir.graph import Lifetime, lifetimes
+from spcomp.ir.lifetimes import Lifetime, lifetimes
 from spcomp.ir.plan import SCRATCH_LIMIT_BYTES, Buffer, Plan, Slabs
 
 E = sympy.Symbol("E", integer=True, positive=True)
@@ -54,7 +54,7 @@ def bytes_of(buffer: Buffer) -> Dim:
 
 
 def scratch_bytes(plan: Plan) -> Dim:
-    """Give what all scratch buffers take together when none shares its place: a formula with R and E."""
+    """Give what all scratch buffers take when none shares its place, with R and E in it."""
     total: Dim = 0
     for b in plan.scratch():
         total = total + bytes_of(b)
@@ -79,27 +79,34 @@ def slab_align(plan: Plan) -> int:
     return max((s.align for s in plan.steps if isinstance(s, Slabs)), default=1)
 
 
-def slab_rows(
-    plan: Plan, env: Env, element_bytes: int, limit: int = SCRATCH_LIMIT_BYTES
-) -> int:
+def slab_rows(plan: Plan, env: Env, element_bytes: int, limit: int = SCRATCH_LIMIT_BYTES) -> int:
     """Give the rows a slab should have so that all scratch stays within a limit in bytes.
 
-    env: B, Hq, Hkv, Sq, Skv, D, Dv. element_bytes: of q, k and v. The result is a multiple of the plan's alignment, at most
-    Sq rounded up to it. Slabs of one call are of about equal size, whole row tiles where that costs nothing. It is the
-    smallest slab when even that passes the limit, which a caller sees by evaluating `scratch_bytes`.
-    Buffers made once a call count in full. The sum of all buffers is kept within the limit, so it also holds for a runtime
-    that shares no memory between them.
+    env: B, Hq, Hkv, Sq, Skv, D, Dv. element_bytes: of q, k and v. The result is a multiple of the
+    plan's alignment, at most Sq rounded up to it. Slabs of one call are of about equal size, whole
+    row tiles where that costs nothing. It is the smallest slab when even that passes the limit,
+    which a caller sees by evaluating `scratch_bytes`. Buffers made once a call count in full. The
+    sum of all buffers is kept within the limit, so it also holds for a runtime that shares no
+    memory between them.
     """
+    return slab_sizer(plan)(env, element_bytes, limit)
+
+
+def slab_sizer(plan: Plan) -> Callable[[Env, int, int], int]:
+    """Give `slab_rows` of one plan with its formula built once, for the launch path."""
     align = slab_align(plan)
-    all_units = -(-env["Sq"] // align)
     size = dims.evaluator(scratch_bytes(plan))
 
-    def fits(units: int) -> bool:
-        return size({**env, "E": element_bytes, "R": units * align, "R0": 0}) <= limit
+    def rows(env: Env, element_bytes: int, limit: int = SCRATCH_LIMIT_BYTES) -> int:
+        every = -(-env["Sq"] // align)
 
-    if fits(all_units):
-        return all_units * align
-    return align * _balanced(all_units, _largest(fits, all_units), align)
+        def fits(units: int) -> bool:
+            return size({**env, "E": element_bytes, "R": units * align, "R0": 0}) <= limit
+
+        most = every if fits(every) else _largest(fits, every)
+        return align * (every if most == every else _balanced(every, most, align))
+
+    return rows
 
 
 def _largest(fits: Callable[[int], bool], beyond: int) -> int:

@@ -189,6 +189,18 @@ def test_a_block_map_counts_the_pairs_of_each_block(
         assert found[i, j] == want
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_agreement_allows_rounding_and_refuses_one_wrong_key(dtype: torch.dtype) -> None:
+    q, k, v = (x.to(dtype) for x in operands())
+    mask = random_mask(2, 4, 23, 23) | torch.eye(23, dtype=torch.bool)
+    want = weighted(probabilities(q, k, mask, 0.4), v)
+    assert fid.agreement(want.to(dtype), q, k, v, mask, scale=0.4).holds
+    wrong = mask.clone()
+    wrong[1, 2, 22, 3] ^= True
+    other = weighted(probabilities(q, k, wrong, 0.4), v).to(dtype)
+    assert not fid.agreement(other, q, k, v, mask, scale=0.4).holds
+
+
 class Bigram:
     """A model whose logits depend on the last token alone."""
 

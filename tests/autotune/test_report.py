@@ -90,6 +90,7 @@ def sample(kind: str = "predicted") -> record.ReportRecord:
             "float32",
             "the reference backend",
         ),
+        priced=record.PricedShape(1, 9, 3, 32768, 64, "bfloat16"),
         dense=record.Dense(7.4, 3_000_000_000, 4_000_000),
         rows=tuple(rows),
         kernels=tuple(kernels),
@@ -279,7 +280,7 @@ def test_markdown_tables_are_whole(tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [len(re.split(r"(?<!\\)\|", line)) - 2 for line in lines]
     widths = [len(tables.ROW_COLUMNS)] * (2 + 1 + 14) + [len(tables.KERNEL_COLUMNS)] * (2 + 3)
-    assert cells == widths + [2] * (2 + 14)
+    assert cells == widths + [2] * (2 + 15)
     assert "a\\|b" in text
     assert "- The figures of this page are invented." in text
 

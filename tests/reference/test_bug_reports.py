@@ -149,22 +149,22 @@ def test_b14_any_block_with_a_ragged_tail(block: int, length: int) -> None:
 
 @pytest.mark.parametrize("sq", [1, 4])
 def test_b15_a_decode_step_is_the_end_of_a_longer_prefill(sq: int) -> None:
-    for pattern in (moba(block=16, k_blocks=3), quest(page=8, budget=32)):
+    for chosen in (moba(block=16, k_blocks=3), quest(page=8, budget=32)):
         q, k, v = qkv(Shape(1, 4, 2, 130, 130, 16, 16))
-        whole, whole_lse = run(pattern, q, k, v)
-        out, lse = run(pattern, q[:, :, -sq:], k, v)
+        whole, whole_lse = run(chosen, q, k, v)
+        out, lse = run(chosen, q[:, :, -sq:], k, v)
         torch.testing.assert_close(out, whole[:, :, -sq:], rtol=0, atol=1e-13)
         torch.testing.assert_close(lse, whole_lse[:, :, -sq:], rtol=0, atol=1e-13)
 
 
 def test_b16_an_item_of_a_batch_does_not_feel_the_others() -> None:
-    for pattern in (moba(block=16, k_blocks=2), block_topk(block=32, budget=2, locals=1)):
+    for chosen in (moba(block=16, k_blocks=2), block_topk(block=32, budget=2, locals=1)):
         tensors = [torch.cat([x, torch.randn_like(x), x]) for x in qkv(Shape(1, 4, 2, 100, 100))]
-        out, lse = run(pattern, *tensors)
+        out, lse = run(chosen, *tensors)
         assert torch.equal(out[0], out[2])
         assert torch.equal(lse[0], lse[2])
         for n in (0, 1):
-            alone, _ = run(pattern, *(x[n : n + 1] for x in tensors))
+            alone, _ = run(chosen, *(x[n : n + 1] for x in tensors))
             torch.testing.assert_close(alone[0], out[n], rtol=0, atol=1e-13)
 
 
@@ -195,9 +195,9 @@ def _layouts() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
 @pytest.mark.parametrize("layout", ["swapped", "fused", "strided", "expanded", "sliced"])
 def test_b19_strides_change_no_bit(layout: str) -> None:
     q, k, v = _layouts()[layout]
-    for pattern in (dense(), block_topk(block=16, budget=3), quest(page=16, budget=48)):
-        out, lse = run(pattern, q, k, v)
-        want, want_lse = run(pattern, q.contiguous(), k.contiguous(), v.contiguous())
+    for chosen in (dense(), block_topk(block=16, budget=3), quest(page=16, budget=48)):
+        out, lse = run(chosen, q, k, v)
+        want, want_lse = run(chosen, q.contiguous(), k.contiguous(), v.contiguous())
         assert torch.equal(out, want)
         assert torch.equal(lse, want_lse)
 

@@ -1,1 +1,66 @@
-"""The reference backend: patterns and plans interpreted in plain torch."""
+"""The reference backend: patterns and plans interpreted in plain torch.
+
+It is an ordinary backend and the living definition of every stage and launch; it knows only `ir/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from spcomp.backends.base import Executable, Refusal, Source, SourceFile, Specialisation
+from spcomp.backends.reference.axes import AXES, TORCH
+from spcomp.ir.plan import Plan
+from spcomp.ir.schedule import KernelAxes
+from spcomp.ir.target import Target
+from spcomp.ir.text import print_plan
+
+if TYPE_CHECKING:
+    from spcomp.ir.program import Program
+
+
+class ReferenceBackend:
+    """Plans and patterns in plain torch, on any device and in any float dtype."""
+
+    name = "reference"
+
+    def targets(self) -> Mapping[str, Target]:
+        """The one target: whatever torch runs on."""
+        return {TORCH.name: TORCH}
+
+    def target_of(self, device: str) -> Target:
+        """Give the target of a torch device, whichever it is."""
+        return TORCH
+
+    def axes(self, target: Target, spec: Specialisation) -> KernelAxes:
+        """The schedule axes that shape a plan."""
+        return AXES
+
+    def refuses(self, plan: Plan, target: Target, spec: Specialisation) -> Refusal | None:
+        """Refuse what has no softmax: dtypes that are not floats."""
+        if "float" in spec.dtype:
+            return None
+        return Refusal(
+            f"{spec.dtype} tensors",
+            "attention is computed in floating point",
+            "cast q, k and v to float32, float16 or bfloat16.",
+        )
+
+    def emit(self, plan: Plan, target: Target, spec: Specialisation) -> Source:
+        """Give the plan as text: what is interpreted is the plan itself."""
+        return Source(plan, spec, target, (SourceFile(0, "plan", print_plan(plan)),))
+
+    def build(self, source: Source) -> Executable:
+        """Make a plan runnable: its launches are interpreted one by one."""
+        from spcomp.backends.reference.executable import PlanExecutable
+
+        return PlanExecutable(source.plan)
+
+    def interpret(self, program: Program) -> Executable:
+        """Make a pattern runnable without a plan: its stages are interpreted one by one."""
+        from spcomp.backends.reference.executable import ProgramExecutable
+
+        return ProgramExecutable(program)
+
+
+BACKEND = ReferenceBackend()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from spcomp.backends.reference.call import Call, single, stream_of
-from spcomp.backends.reference.expressions import evaluate
+from spcomp.backends.reference.expressions import Values, evaluate
 from spcomp.backends.reference.selecting import Chunk, mask_of, symbols
 from spcomp.errors import CannotLower
+from spcomp.ir.expr import Expr
 from spcomp.ir.nodes import Attend, Causal, Gather, Merge, Node
 
 Result = tuple[Tensor, Tensor]
@@ -34,7 +37,7 @@ def _attend(node: Attend, call: Call, start: int, stop: int) -> Result:
         hidden = ~visible(part, node, chunk)
         logits.append(_logits(node, q, keys, chunk).masked_fill_(hidden, -torch.inf))
         values.append(held)
-    return _softmax(torch.cat(logits, dim=-1) if len(logits) > 1 else logits[0], values)
+    return softmax(torch.cat(logits, dim=-1) if len(logits) > 1 else logits[0], values)
 
 
 def _chunk(part: Node, node: Attend, call: Call, start: int, stop: int) -> Chunk:
@@ -61,21 +64,36 @@ def _everything(chunk: Chunk) -> Tensor:
 
 
 def _logits(node: Attend, q: Tensor, keys: Tensor, chunk: Chunk) -> Tensor:
-    """Give q·k * scale after the score hook, [B,Hq,R,N]; a KV head serves its group unrepeated."""
-    b, heads, rows, d = q.shape
-    scale = d**-0.5 if node.scale is None else node.scale
-    product = (q * scale).reshape(b, keys.shape[1], -1, d) @ keys.transpose(-1, -2)
-    logits = product.reshape(b, heads, rows, keys.shape[2])
+    """Give the logits of one stream after the score hook, [B,Hq,R,N]."""
+    logits = scaled_products(q, keys, node.scale)
     if node.score_mod is None:
         return logits
-    values = {**symbols(chunk), "score": logits}
-    changed = evaluate(node.score_mod, values, chunk.call.tensors, chunk.call.dtype)
-    hooked = torch.as_tensor(changed, device=q.device).to(logits.dtype)
-    return hooked.expand(logits.shape).clone()
+    return hooked(node.score_mod, logits, symbols(chunk), chunk.call.tensors)
 
 
-def _softmax(logits: Tensor, values: list[Tensor]) -> Result:
-    """Join all streams in one softmax; a row without a finite logit gives 0 and -inf."""
+def scaled_products(q: Tensor, keys: Tensor, scale: float | None) -> Tensor:
+    """Give q·k * scale, [B,Hq,R,N] of q [B,Hq,R,D] and keys [B,Hkv,N,D]; scale None is
+    1/sqrt(D)."""
+    b, heads, rows, d = q.shape
+    scaled = q * (d**-0.5 if scale is None else scale)
+    product = scaled.reshape(b, keys.shape[1], -1, d) @ keys.transpose(-1, -2)
+    return product.reshape(b, heads, rows, keys.shape[2])
+
+
+def hooked(
+    hook: Expr, logits: Tensor, values: Values, tables: Mapping[str, Tensor]
+) -> Tensor:
+    """Apply a score hook to scaled logits; the result shares no memory with them."""
+    changed = evaluate(hook, {**values, "score": logits}, tables, logits.dtype)
+    return torch.as_tensor(changed, device=logits.device).to(logits.dtype).expand_as(logits).clone()
+
+
+def softmax(logits: Tensor, values: list[Tensor]) -> Result:
+    """Join all streams in one softmax; a row without a finite logit gives 0 and -inf.
+
+    logits [B,Hq,R,N] of all streams side by side, which this overwrites; values: the streams' v
+    [B,Hkv,N_i,Dv].
+    """
     b, heads, rows, _ = logits.shape
     if logits.shape[-1] == 0:
         empty = logits.new_zeros(b, heads, rows, values[0].shape[3])

@@ -34,13 +34,19 @@ class Call:
     """A program on the tensors of one call.
 
     `tensors` holds q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv] and the captured tables by
-    name. Pooled units, and keys in the dtype of the computation, are made here, so that what runs
-    for each chunk of rows leaves nothing behind (a chunk may run twice: once more when its gradient
-    is asked for).
+    name; `kept` the states that are read instead of being pooled, `<name>.max` and, of a minmax
+    pair, `<name>.min`. Pooled units, and keys in the dtype of the computation, are made here, so
+    that what runs for each chunk of rows leaves nothing behind (a chunk may run twice: once more
+    when its gradient is asked for).
     """
 
-    def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
-        self.program = program
+    def __init__(
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.program, self.kept = program, kept or {}
         # One layout, so that the strides of the caller change no bit of the result.
         self.tensors = {name: x.contiguous() for name, x in tensors.items()}
         stages = program.stages()
@@ -95,7 +101,7 @@ class Call:
         if isinstance(node, (Input, Captured)):
             return self.tensors[node.name], None
         if isinstance(node, State):
-            return self.value(node.value)
+            return self._state(node)
         assert isinstance(node, Downsample), node
         if node not in self._values:
             count = self.grid(node).count
@@ -103,6 +109,15 @@ class Call:
                 self.tensor(node.x), node.by, node.block, node.stride, count
             )
         return self._values[node]
+
+    def _state(self, node: State) -> Pooled:
+        """Read a state that is kept, or make its value."""
+        if f"{node.name}.max" not in self.kept:
+            return self.value(node.value)
+        units = self.grid(node).count
+        high, low = (self.kept.get(f"{node.name}.{side}") for side in ("max", "min"))
+        assert high is not None
+        return high[:, :, :units], None if low is None else low[:, :, :units]
 
     def wide(self, node: Node) -> Pooled:
         """Give a value in the dtype of the computation."""

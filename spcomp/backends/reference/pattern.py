@@ -28,19 +28,24 @@ diagonal."""
 
 
 def run_program(
-    program: Program, inputs: Mapping[str, Tensor], *, chunk_rows: int | None = None
+    program: Program,
+    inputs: Mapping[str, Tensor],
+    *,
+    chunk_rows: int | None = None,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> Result:
     """Run a pattern.
 
     inputs: q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv] and the captured tensors, by name; any
     float dtype, any strides. chunk_rows: query rows held at once (default: what keeps a chunk near
-    128 MiB).
+    128 MiB). kept: states a cache holds, by name (`pages.max`, `pages.min`), of which a State is
+    read instead of being made.
     Returns: out [B,Hq,Sq,Dv] in q's dtype, lse [B,Hq,Sq] float32 (float64 for float64), natural
     log; a row that sees no key gives 0 and -inf. Softmax and sums are float32 (float64 for
     float64). The backward pass runs each chunk again.
     Raises: CannotLower, ShapeMismatch.
     """
-    call = Call(program, inputs)
+    call = Call(program, inputs, kept)
     outs, lses = [], []
     for start, stop in _chunks(call, chunk_rows):
         out, lse = _result(call, start, stop)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spcomp.backends.reference.call import Call, single
 from spcomp.ir.nodes import Local, Node, Score, Sink, TopK
+from spcomp.ir.nodes.score import HeadSharing, Reduction
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,8 +49,25 @@ def scores(call: Call, node: Score, rows: Rows) -> Tensor:
     """
     q = single(node.q, call.value(node.q))[:, :, rows.start : rows.stop].to(call.dtype)
     high, low = call.wide(node.k)
+    return unit_scores(q, high, low, node.heads, node.reduce) * node.scale
+
+
+def unit_scores(
+    q: Tensor, high: Tensor, low: Tensor | None, heads: HeadSharing, reduce: Reduction
+) -> Tensor:
+    """Score units before scaling: q [B,Hq,n,D] and units [B,Hkv,U,D] -> [B,Hs,n,U].
+
+    With `low` the units are a pair (high, low), and the score is the upper bound of q·k inside a
+    unit.
+    """
     by_head = _products(q, high) if low is None else _bounds(q, high, low)
-    return _joined(by_head, node, call.env["Hkv"]) * node.scale
+    if heads == "query":
+        return by_head
+    lists = high.shape[1] if heads == "group" else 1
+    grouped = by_head.reshape(by_head.shape[0], lists, -1, *by_head.shape[2:])
+    if reduce == "max":
+        return grouped.amax(dim=2)
+    return grouped.mean(dim=2) if reduce == "mean" else grouped.sum(dim=2)
 
 
 def _products(q: Tensor, units: Tensor) -> Tensor:
@@ -63,16 +81,6 @@ def _products(q: Tensor, units: Tensor) -> Tensor:
 def _bounds(q: Tensor, high: Tensor, low: Tensor) -> Tensor:
     """Bound q·k from above: each sign of q takes the end of the interval that suits it."""
     return _products(q.clamp(min=0), high) + _products(q.clamp(max=0), low)
-
-
-def _joined(by_head: Tensor, node: Score, kv_heads: int) -> Tensor:
-    if node.heads == "query":
-        return by_head
-    lists = kv_heads if node.heads == "group" else 1
-    grouped = by_head.reshape(by_head.shape[0], lists, -1, *by_head.shape[2:])
-    if node.reduce == "max":
-        return grouped.amax(dim=2)
-    return grouped.mean(dim=2) if node.reduce == "mean" else grouped.sum(dim=2)
 
 
 def candidates(call: Call, node: Score, rows: Rows) -> Tensor:

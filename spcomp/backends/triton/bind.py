@@ -456,7 +456,7 @@ def _keys(launch: KeysLaunch, plan: Plan) -> Binding:
         (
             *_QKV_STRIDES,
             ("part", launch.part_buf, "bhrk"),
-            ("plse", launch.part_lse_buf, "bhrk"),
+            ("plse", launch.part_lse_buf, "bh"),
             ("entries", launch.entries_buf, "bh"),
             ("unit_start", launch.unit_start_buf, "bh"),
             ("tile_start", launch.tile_start_buf, "bh"),

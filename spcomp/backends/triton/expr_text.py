@@ -2,10 +2,10 @@
 
 The text means the same whether its operands are tensors or scalars, compiled or interpreted:
 
-- truth values stay int1 and numbers stay numbers, so no operand is promoted behind the reader's back;
+- truth values stay int1 and numbers stay numbers: a truth value among numbers is written as 0 or 1;
 - `//` and `%` round towards minus infinity as Python's do. Triton's truncate, so an operand that is
-  not provably non-negative goes through `floor_div` and `floor_mod`, which `macros/expression.jinja`
-  defines where `helpers_of` says that an expression calls them;
+  not provably non-negative goes through `floor_div` and `floor_mod`, which
+  `macros/expression.jinja` defines where `helpers_of` says that an expression calls them;
 - a captured tensor is read at 64-bit offsets from `{name}_ptr` with strides `{name}_stride_0`, ….
 """
 
@@ -67,9 +67,10 @@ def helpers_of(*exprs: Expr) -> Helpers:
 def to_triton(expr: Expr, **names: str) -> str:
     """Print an expression as Triton source.
 
-    `names` maps a symbol to the text that stands for it, such as q="rows[:, None]"; a symbol without
-    one prints as its own name in lower case (Sq as sq). Rows and columns that an expression with
-    loads is given must lie inside the tensors: the text reads where it is told to.
+    `names` maps a symbol to the text that stands for it, such as q="rows[:, None]"; a symbol
+    without one prints as its own name in lower case (Sq as sq). Rows and columns that an expression
+    with loads is given must lie inside the tensors: the text reads where it is told to. A captured
+    integer is used in the width it is stored in.
     """
     return _print(expr, names).code
 

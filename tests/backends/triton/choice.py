@@ -1,4 +1,4 @@
-"""What choosing units means, a few lines of Python a row: the reference of select, score and topk."""
+"""What choosing units means, in Python, row by row: the reference of select, score and topk."""
 
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ def chosen(row: list[float], k: int, width: int) -> list[int]:
 def choose(marked: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
     """Choose for every row of [B,Hl,Nr,Nu]: idx [B,Hl,Nr,width] int32 and cnt [B,Hl,Nr] int32."""
     lists = [chosen(row, k, width) for row in marked.flatten(0, 2).tolist()]
-    idx = torch.tensor([[*entry, *[-1] * (width - len(entry))] for entry in lists], dtype=torch.int32)
+    idx = torch.tensor(
+        [[*entry, *[-1] * (width - len(entry))] for entry in lists], dtype=torch.int32
+    )
     cnt = torch.tensor([len(entry) for entry in lists], dtype=torch.int32)
     return idx.reshape(*marked.shape[:3], width), cnt.reshape(marked.shape[:3])

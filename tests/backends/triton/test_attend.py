@@ -55,6 +55,7 @@ def launch(
     scale: float,
     *,
     row_begin: int = 0,
+    store_begin: int = 0,
     captured: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     q, k, v = qkv
@@ -67,9 +68,10 @@ def launch(
     module.attend_kernel[(batch * hq * rows,)](
         *(q, k, v, out, lse, tiles, partial, total),
         *(s for x in (q, k, v, out) for s in x.stride()[:3]),
+        *lse.stride()[:2],
         *(*tiles.stride()[:3], *partial.stride()[:2]),
         *(sq, k.shape[2], hq, hq // k.shape[1], hq // tiles.shape[1], row_begin, rows),
-        *(scale * LOG2_E, *extra),
+        *(store_begin, scale * LOG2_E, *extra),
     )
     return out, lse
 
@@ -158,17 +160,18 @@ def test_keys_past_the_end_are_never_seen_and_never_read(tmp_path):
     assert_close(got, q, k, v, allowed, 0.25)
 
 
-def test_a_slab_of_rows_stores_its_own_rows_only(tmp_path):
+@pytest.mark.parametrize("store_begin", [0, 32])
+def test_a_slab_of_rows_stores_its_own_rows_only(tmp_path, store_begin):
     qkv = inputs(1, 2, 2, 64, 64, 16, 16, torch.float32)
     allowed = causal(64, 64).expand(1, 1, 64, 64)
     tiles, partial, total = tile_lists(allowed, all_tiles(1, 1, 64, 64), 16, 16)
     slab = (tiles[:, :, 2:3], partial[:, :, 2:3], total[:, :, 2:3])
     module = module_for(tmp_path, qkv[0], qkv[2], predicate=CAUSAL)
-    out, lse = launch(module, qkv, slab, 0.25, row_begin=32)
-    assert torch.isnan(out[:, :, :32]).all() and torch.isnan(lse[:, :, 48:]).all()
-    cut = slice(32, 48)
+    out, lse = launch(module, qkv, slab, 0.25, row_begin=32, store_begin=store_begin)
+    stored, cut = slice(32 - store_begin, 48 - store_begin), slice(32, 48)
+    assert torch.isfinite(out[0, 0, :, 0]).nonzero()[:, 0].tolist() == list(range(64))[stored]
     assert_close(
-        (out[:, :, cut], lse[:, :, cut]),
+        (out[:, :, stored], lse[:, :, stored]),
         *(qkv[0][:, :, cut], *qkv[1:]),
         *(allowed[:, :, cut].expand(1, 2, 16, 64), 0.25),
     )
@@ -221,9 +224,7 @@ def test_sm90_code_neither_spills_nor_waits_after_every_wgmma(
         predicate=CAUSAL,
     )
     path = write_rendered(TEMPLATE, context, tmp_path)
-    built = compile_kernel(
-        path, "attend_kernel", types=TYPES, num_warps=warps, num_stages=stages
-    )
+    built = compile_kernel(path, "attend_kernel", types=TYPES, num_warps=warps, num_stages=stages)
     assert built.spill_bytes == 0
     assert built.warnings == ()
     assert built.shared_bytes <= 232448

@@ -26,7 +26,7 @@ from tests.backends.triton.rendering import (
 SELECT, SCORE = "triton/kernels/select.py.jinja", "triton/kernels/score.py.jinja"
 K, Q_LO, Q_HI, H = Sym("k"), Sym("q_lo"), Sym("q_hi"), Sym("h")
 
-# A unit of UNIT tokens is visible once its last token is; the first unit and a row's own are forced.
+# A unit of UNIT tokens is visible once its last token is; the first and a row's own are forced.
 UNIT = 4
 LAST_TOKEN = op("add", op("mul", K, Lit(UNIT)), Lit(UNIT - 1))
 CAUSAL = op("le", LAST_TOKEN, Q_HI)
@@ -66,7 +66,9 @@ class Case:
         q = torch.randint(-self.spread, self.spread + 1, shape).to(self.dtype)
         pages = (self.batch, self.n_units, self.hkv, self.dim)  # strided once transposed
         k = torch.randint(-self.spread, self.spread + 1, pages).to(self.dtype).transpose(1, 2)
-        low = k - torch.randint(0, 2, k.shape).to(self.dtype).transpose(1, 2).contiguous().transpose(1, 2)
+        low = k - torch.randint(0, 2, k.shape).to(self.dtype).transpose(
+            1, 2
+        ).contiguous().transpose(1, 2)
         return q, k, low if self.is_bound else None
 
 
@@ -76,7 +78,13 @@ def _arguments(case: Case, q: Tensor, k: Tensor, low: Tensor | None) -> tuple[li
         low = low.as_strided(k.shape, k.stride()) if low.stride() == k.stride() else _like(k, low)
     pointers = [q, k] if low is None else [q, k, low]
     n_slab = case.slab or case.n_rows
-    numbers = [case.hq // case.hkv, case.hq // case.n_lists, case.n_lists, case.sq, case.n_units * UNIT]
+    numbers = [
+        case.hq // case.hkv,
+        case.hq // case.n_lists,
+        case.n_lists,
+        case.sq,
+        case.n_units * UNIT,
+    ]
     return pointers, [*numbers, case.row_begin, n_slab, case.n_units]
 
 
@@ -85,7 +93,9 @@ def _like(k: Tensor, low: Tensor) -> Tensor:
     return same.copy_(low)
 
 
-def _select(folder: Path, case: Case, context: SelectContext, tensors: Any, captured: tuple[Any, ...] = ()) -> tuple[Tensor, Tensor]:
+def _select(
+    folder: Path, case: Case, context: SelectContext, tensors: Any, captured: tuple[Any, ...] = ()
+) -> tuple[Tensor, Tensor]:
     q, k, low = tensors
     pointers, numbers = _arguments(case, q, k, low)
     n_slab = case.slab or case.n_rows
@@ -94,9 +104,17 @@ def _select(folder: Path, case: Case, context: SelectContext, tensors: Any, capt
     idx = guarded[..., : case.width]
     cnt = torch.full((case.batch, case.n_lists, n_slab), 77, dtype=torch.int32)
     scratch = torch.full((programs * context.block_r, case.n_units), 99, dtype=torch.int32)
-    strides = [*q.stride()[:3], *k.stride()[:3], *idx.stride()[:3], *cnt.stride()[:2], scratch.stride(0)]
+    strides = [
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *idx.stride()[:3],
+        *cnt.stride()[:2],
+        scratch.stride(0),
+    ]
     kernel = import_rendered(SELECT, context, folder).select_kernel
-    kernel[(programs,)](*pointers, scratch, idx, cnt, *strides, *numbers, case.k, case.width, case.scale, *captured)
+    kernel[(programs,)](
+        *pointers, scratch, idx, cnt, *strides, *numbers, case.k, case.width, case.scale, *captured
+    )
     assert (guarded[..., case.width :] == 77).all(), "wrote past the width"
     return idx, cnt
 
@@ -150,7 +168,9 @@ CASES = {
     "one list for all heads": Case(hq=6, hkv=2, n_lists=1, reduction="sum"),
     "one list for all heads, largest": Case(hq=4, hkv=2, n_lists=1, reduction="max"),
     "grouped heads with lists of their own": Case(hq=6, hkv=2, n_lists=6),
-    "upper bounds with negative queries": Case(is_bound=True, hq=4, hkv=2, n_lists=2, reduction="max"),
+    "upper bounds with negative queries": Case(
+        is_bound=True, hq=4, hkv=2, n_lists=2, reduction="max"
+    ),
     "upper bounds, one list per head": Case(is_bound=True, spread=3),
     "batch 2, odd dimension": Case(batch=2, dim=17),
     "dimension 80, float16": Case(dim=80, dtype=torch.float16),
@@ -187,6 +207,7 @@ def test_nan_scores_are_chosen_last(tmp_path: Path, n_units: int) -> None:
     case = Case(hq=4, hkv=2, n_lists=2, reduction="max", n_units=n_units, granule=8, sq=88, k=6)
     q, k, low = case.tensors()
     k[0, 0, 1::2] = math.nan
+    q[0, 2, 5] = math.nan  # the first of two heads that share a list
     idx, cnt = _select(tmp_path, case, _context(case), (q, k, low))
     marked = _marked(case, (q, k, low))
     assert marked.isnan().any()
@@ -194,6 +215,7 @@ def test_nan_scores_are_chosen_last(tmp_path: Path, n_units: int) -> None:
     assert torch.equal(cnt, want_cnt) and torch.equal(idx, want_idx)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # numpy, on the infinities below
 def test_infinite_scores_of_visible_units_stay_candidates(tmp_path: Path) -> None:
     case = Case(k=13, width=13)
     q, k, _ = case.tensors()
@@ -210,7 +232,15 @@ def test_infinite_scores_of_visible_units_stay_candidates(tmp_path: Path) -> Non
 def test_no_predicate_means_every_unit_is_visible(tmp_path: Path) -> None:
     case = Case(n_units=10)
     tensors = case.tensors()
-    plain = select_context(header=("t",), head_dim=16, block_r=16, block_u=16, granule=4, is_float32=True, is_interpreted=True)
+    plain = select_context(
+        header=("t",),
+        head_dim=16,
+        block_r=16,
+        block_u=16,
+        granule=4,
+        is_float32=True,
+        is_interpreted=True,
+    )
     idx, cnt = _select(tmp_path, case, plain, tensors)
     want_idx, want_cnt = choose(_marked(case, tensors, Rules()), case.k, case.width)
     assert torch.equal(cnt, want_cnt) and torch.equal(idx, want_idx)
@@ -224,7 +254,9 @@ def test_a_predicate_may_read_a_table_of_exactly_the_units(tmp_path: Path) -> No
     options = {"visible": op("eq", limit, Lit(1)), "inputs": (CapturedArg("limit", 2),)}
     guarded = torch.full((2, 40), 1, dtype=torch.int32)
     guarded[:, :9] = table
-    idx, cnt = _select(tmp_path, case, _context(case, **options), tensors, (guarded[:, :9], *guarded.stride()))
+    idx, cnt = _select(
+        tmp_path, case, _context(case, **options), tensors, (guarded[:, :9], *guarded.stride())
+    )
     rules = replace(RULES, visible=lambda b, h, q_lo, q_hi, u: bool(table[h, u] == 1))
     want_idx, want_cnt = choose(_marked(case, tensors, rules), case.k, case.width)
     assert torch.equal(cnt, want_cnt) and torch.equal(idx, want_idx)
@@ -252,18 +284,32 @@ def test_the_context_holds_exactly_the_variables_of_the_template(template: str) 
     ("template", "kernel", "block_r", "block_u", "warps", "is_bound", "reduction"),
     [
         (SELECT, "select_kernel", 64, 128, 8, False, "sum"),
+        (SELECT, "select_kernel", 64, 64, 8, True, "max"),
         (SELECT, "select_kernel", 64, 64, 4, False, "none"),
         (SCORE, "score_kernel", 16, 128, 4, True, "max"),
     ],
 )
 def test_default_schedules_compile_for_sm_90_without_spills(
-    tmp_path: Path, template: str, kernel: str, block_r: int, block_u: int, warps: int, is_bound: bool, reduction: Any
+    tmp_path: Path,
+    template: str,
+    kernel: str,
+    block_r: int,
+    block_u: int,
+    warps: int,
+    is_bound: bool,
+    reduction: Any,
 ) -> None:
     context = select_context(
         header=("test",), head_dim=128, block_r=block_r, block_u=block_u, granule=64,
         is_bound=is_bound, reduction=reduction, visible=CAUSAL, forced=OWN,
     )  # fmt: skip
     path = write_rendered(template, context, tmp_path)
-    types = {"scale": "fp32", "idx_ptr": "*i32", "cnt_ptr": "*i32", "scratch_ptr": "*i32", "scores_ptr": "*fp32"}
+    types = {
+        "scale": "fp32",
+        "idx_ptr": "*i32",
+        "cnt_ptr": "*i32",
+        "scratch_ptr": "*i32",
+        "scores_ptr": "*fp32",
+    }
     built = compile_kernel(path, kernel, types=types, num_warps=warps)
     assert built.spill_bytes == 0

@@ -54,14 +54,13 @@ class Case:
         return -(-self.sq // self.block_q), -(-self.skv // self.block_k)
 
     def lists(self, leaf: Leaf, group: int) -> tuple[Tensor, Tensor]:
-        """Draw a selection: idx [B, heads // group, Nr, K] and cnt; some rows are empty, some full."""
+        """Draw a selection: idx [B, heads // group, Nr, K] and cnt, of any length up to all."""
         n_rows, n_units = -(-self.sq // leaf.granule), -(-self.skv // leaf.unit)
         shape = (self.batch, self.heads // group, n_rows)
         cnt = torch.randint(0, n_units + 1, shape, dtype=torch.int32)
         idx = torch.full((*shape, n_units), -1, dtype=torch.int32)
-        for at in torch.cartesian_prod(*(torch.arange(n) for n in shape)).tolist():
-            n = int(cnt[*at])
-            idx[*at, :n] = torch.randperm(n_units)[:n].sort().values.to(torch.int32)
+        for row, n in zip(idx.view(-1, n_units), cnt.flatten().tolist(), strict=True):
+            row[:n] = torch.randperm(n_units)[:n].sort().values.to(torch.int32)
         return idx, cnt
 
 
@@ -89,14 +88,21 @@ def _expanded(case: Case, leaf: Leaf, group: int, idx: Tensor, cnt: Tensor) -> T
     return tokens.repeat_interleave(leaf.unit, 3)[..., : case.skv]
 
 
-def _expected(case: Case, mask: Tensor, flags: list[Tensor]) -> list[tuple[list[int], list[int], list[int]]]:
+def _expected(
+    case: Case, mask: Tensor, flags: list[Tensor]
+) -> list[tuple[list[int], list[int], list[int]]]:
     """Per row of tiles: partial, full and empty entries, with the flags of each leaf."""
     n_q, n_k = case.n_tiles
     rows = []
-    for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in (*mask.shape[:2], n_q))).tolist():
+    for b, h, i in torch.cartesian_prod(
+        *(torch.arange(n) for n in (*mask.shape[:2], n_q))
+    ).tolist():
         lists: tuple[list[int], list[int], list[int]] = ([], [], [])
         for t in range(n_k):
-            part = (slice(i * case.block_q, (i + 1) * case.block_q), slice(t * case.block_k, (t + 1) * case.block_k))
+            part = (
+                slice(i * case.block_q, (i + 1) * case.block_q),
+                slice(t * case.block_k, (t + 1) * case.block_k),
+            )
             tile = mask[b, h][part]
             is_inside = (t + 1) * case.block_k <= case.skv
             state = 2 if not tile.any() else 1 if tile.all() and is_inside else 0
@@ -106,10 +112,18 @@ def _expected(case: Case, mask: Tensor, flags: list[Tensor]) -> list[tuple[list[
     return rows
 
 
-def _run(folder: Path, case: Case, context: TilesContext, lists: list[tuple[Tensor, Tensor]], captured: tuple[Any, ...] = ()) -> list[tuple[list[int], list[int]]]:
+def _run(
+    folder: Path,
+    case: Case,
+    context: TilesContext,
+    lists: list[tuple[Tensor, Tensor]],
+    captured: tuple[Any, ...] = (),
+) -> list[tuple[list[int], list[int]]]:
     n_q, n_k = case.n_tiles
     tiles = torch.full((case.batch, case.heads, n_q, n_k + 2), -7, dtype=torch.int32)
-    partial, total = (torch.full((case.batch, case.heads, n_q), -7, dtype=torch.int32) for _ in range(2))
+    partial, total = (
+        torch.full((case.batch, case.heads, n_q), -7, dtype=torch.int32) for _ in range(2)
+    )
     strides = [*tiles.stride()[:3], *partial.stride()[:2]]
     for (idx, cnt), group in zip(lists, case.groups, strict=True):
         strides += [*idx.stride()[:3], *cnt.stride()[:2], group]
@@ -118,17 +132,27 @@ def _run(folder: Path, case: Case, context: TilesContext, lists: list[tuple[Tens
     kernel = import_rendered(TEMPLATE, context, folder).tiles_kernel
     kernel[(case.batch * case.heads * n_q,)](*pointers, *strides, *numbers, *captured)
     assert (tiles[..., n_k:] == -7).all(), "wrote past the capacity"
-    rows = zip(tiles.flatten(0, 2).tolist(), partial.flatten().tolist(), total.flatten().tolist(), strict=True)
+    rows = zip(
+        tiles.flatten(0, 2).tolist(),
+        partial.flatten().tolist(),
+        total.flatten().tolist(),
+        strict=True,
+    )
     return [(row[:p], row[p:t]) for row, p, t in rows]
 
 
-def _check(folder: Path, case: Case, inputs: tuple[CapturedArg, ...] = (), captured: tuple[Any, ...] = ()) -> None:
+def _check(
+    folder: Path, case: Case, inputs: tuple[CapturedArg, ...] = (), captured: tuple[Any, ...] = ()
+) -> None:
     context = tiles_context(
         header=("test",), block_q=case.block_q, block_k=case.block_k, predicate=case.predicate,
         leaves=case.leaves, inputs=inputs, chunk=case.chunk,
     )  # fmt: skip
     lists = [case.lists(leaf, group) for leaf, group in zip(case.leaves, case.groups, strict=True)]
-    flags = [_expanded(case, leaf, g, *pair) for leaf, g, pair in zip(case.leaves, case.groups, lists, strict=True)]
+    flags = [
+        _expanded(case, leaf, g, *pair)
+        for leaf, g, pair in zip(case.leaves, case.groups, lists, strict=True)
+    ]
     got = _run(folder, case, context, lists, captured)
     want = _expected(case, case.mask(case, flags), flags)
     for (partial, full), (want_partial, want_full, empty) in zip(got, want, strict=True):
@@ -144,9 +168,13 @@ LEAF0, LEAF1 = Leaf(0, granule=16, unit=8), Leaf(1, granule=8, unit=4)
 CASES = {
     "everything": Case(TRUE, _static(lambda q, k, d: (q >= 0) & (k >= 0))),
     "causal": Case(CAUSAL, _static(lambda q, k, d: k <= q + d)),
-    "causal, more queries than keys": Case(CAUSAL, _static(lambda q, k, d: k <= q + d), sq=50, skv=21),
+    "causal, more queries than keys": Case(
+        CAUSAL, _static(lambda q, k, d: k <= q + d), sq=50, skv=21
+    ),
     "causal, one query": Case(CAUSAL, _static(lambda q, k, d: k <= q + d), sq=1),
-    "causal window": Case(conjunction(CAUSAL, WINDOW), _static(lambda q, k, d: (k <= q + d) & (q + d - k < 9))),
+    "causal window": Case(
+        conjunction(CAUSAL, WINDOW), _static(lambda q, k, d: (k <= q + d) & (q + d - k < 9))
+    ),
     "sink or window": Case(
         conjunction(CAUSAL, op("or", WINDOW, op("lt", K, Lit(3)))),
         _static(lambda q, k, d: (k <= q + d) & ((q + d - k < 9) | (k < 3))),
@@ -210,9 +238,14 @@ def test_a_slab_begins_at_its_first_query(tmp_path: Path) -> None:
     case = Case(CAUSAL, _static(lambda q, k, d: k <= q + d))
     context = tiles_context(header=("t",), block_q=8, block_k=4, predicate=CAUSAL, chunk=16)
     tiles = torch.full((1, 1, 2, 13), -7, dtype=torch.int32)
-    partial, total = torch.empty(1, 1, 2, dtype=torch.int32), torch.empty(1, 1, 2, dtype=torch.int32)
+    partial, total = (
+        torch.empty(1, 1, 2, dtype=torch.int32),
+        torch.empty(1, 1, 2, dtype=torch.int32),
+    )
     kernel = import_rendered(TEMPLATE, context, tmp_path).tiles_kernel
-    kernel[(2,)](tiles, partial, total, *tiles.stride()[:3], *partial.stride()[:2], 37, 50, 1, 16, 2, 13, 13)
+    kernel[(2,)](
+        tiles, partial, total, *tiles.stride()[:3], *partial.stride()[:2], 37, 50, 1, 16, 2, 13, 13
+    )
     want = _expected(case, case.mask(case, []), [])[2:4]
     for i, (want_partial, want_full, _) in enumerate(want):
         assert tiles[0, 0, i, : int(total[0, 0, i])].tolist() == want_partial + want_full
@@ -223,11 +256,19 @@ def test_the_context_holds_exactly_the_variables_of_the_template() -> None:
     assert variables_of(TEMPLATE) == field_names(TilesContext)
 
 
-@pytest.mark.parametrize("predicate", [conjunction(Sym("chosen0"), CAUSAL), conjunction(DOCUMENTS, CAUSAL)], ids=["bounds", "pairs"])
-def test_the_default_schedule_compiles_for_sm_90_without_spills(tmp_path: Path, predicate: Expr) -> None:
+@pytest.mark.parametrize(
+    "predicate",
+    [conjunction(Sym("chosen0"), CAUSAL), conjunction(DOCUMENTS, CAUSAL)],
+    ids=["bounds", "pairs"],
+)
+def test_the_default_schedule_compiles_for_sm_90_without_spills(
+    tmp_path: Path, predicate: Expr
+) -> None:
     leaves = (Leaf(0, 128, 128),) if predicate != conjunction(DOCUMENTS, CAUSAL) else ()
     inputs = () if leaves else (CapturedArg("doc", 1),)
-    context = tiles_context(header=("t",), block_q=128, block_k=128, predicate=predicate, leaves=leaves, inputs=inputs)
+    context = tiles_context(
+        header=("t",), block_q=128, block_k=128, predicate=predicate, leaves=leaves, inputs=inputs
+    )
     path = write_rendered(TEMPLATE, context, tmp_path)
     built = compile_kernel(path, "tiles_kernel", element="i32", num_warps=4)
     assert built.spill_bytes == 0

@@ -75,7 +75,9 @@ def test_excluded_forced_and_nan_scores_are_honoured(tmp_path: Path, k: int, blo
 
 
 @pytest.mark.parametrize("block_u", [ONE_TILE, MANY_TILES])
-def test_a_row_narrower_than_k_or_than_the_forced_set_is_not_overrun(tmp_path: Path, block_u: int) -> None:
+def test_a_row_narrower_than_k_or_than_the_forced_set_is_not_overrun(
+    tmp_path: Path, block_u: int
+) -> None:
     scores = torch.randn(1, 1, 3, 37)
     scores[0, 0, 1, 5:25] = math.inf
     _check(tmp_path, scores, 12, 7, block_u)

@@ -34,6 +34,7 @@ class AttendContext:
     has_predicate: bool
     flags: tuple[str, ...]
     inputs: tuple[CapturedArg, ...]
+    has_inputs: bool
     score_hook: Expr
     has_score_hook: bool
     helpers: Helpers
@@ -61,6 +62,7 @@ def attend_context(
     flags: names of the flags (`chosen0`, …) at bits 24, 25, … of a tile entry, in bit order.
     has_score_hook: apply `score_hook`; with the default hook, the identity, any scale works, while
     the kernel without a hook needs a positive one.
+    is_float32: the inputs are float32, whose products are then IEEE ones.
     """
     block_d, block_dv = padded_dim(head_dim), padded_dim(value_dim)
     return AttendContext(
@@ -79,6 +81,7 @@ def attend_context(
         has_predicate=predicate != TRUE,
         flags=flags,
         inputs=inputs,
+        has_inputs=bool(inputs),
         score_hook=score_hook,
         has_score_hook=has_score_hook,
         helpers=helpers_of(predicate, score_hook),
@@ -107,6 +110,7 @@ class GatherContext:
     has_predicate: bool
     flags: tuple[str, ...]
     inputs: tuple[CapturedArg, ...]
+    has_inputs: bool
     score_hook: Expr
     has_score_hook: bool
     helpers: Helpers
@@ -150,6 +154,7 @@ def gather_context(
         has_predicate=predicate != TRUE,
         flags=flags,
         inputs=inputs,
+        has_inputs=bool(inputs),
         score_hook=score_hook,
         has_score_hook=has_score_hook,
         helpers=helpers_of(predicate, score_hook),
@@ -216,6 +221,7 @@ class KeysContext:
     everywhere: Expr
     somewhere: Expr
     inputs: tuple[CapturedArg, ...]
+    has_inputs: bool
     score_hook: Expr
     has_score_hook: bool
     helpers: Helpers
@@ -240,8 +246,8 @@ def keys_context(
 ) -> KeysContext:
     """Make the context of the key-major kernel; `unit` is in key tokens, any integer.
 
-    The bounds of the predicate over a key tile are derived here. Where it depends on the head, which
-    differs inside a tile of rows, every tile keeps its mask.
+    The bounds of the predicate over a key tile are derived here. Where it depends on the head,
+    which differs inside a tile of rows, every tile keeps its mask.
     """
     block_d, block_dv = padded_dim(head_dim), padded_dim(value_dim)
     everywhere, somewhere, _ = tile_bounds(predicate)
@@ -266,6 +272,7 @@ def keys_context(
         everywhere=everywhere,
         somewhere=somewhere,
         inputs=inputs,
+        has_inputs=bool(inputs),
         score_hook=score_hook,
         has_score_hook=has_score_hook,
         helpers=helpers_of(predicate, everywhere, somewhere, score_hook),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class InvertContext:
     """Variables of `triton/kernels/invert_count.py.jinja` and `invert_fill.py.jinja`.
 
-    rows: list rows of a chunk, the same in both; block_u: units per program; powers of two.
+    rows: list rows of a chunk, the same in both, a multiple of 16; block_u: units per program, a
+    power of two.
     """
 
     header: tuple[str, ...]

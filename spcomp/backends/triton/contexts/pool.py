@@ -14,8 +14,8 @@ PoolKind = Literal["mean", "max", "min", "minmax"]
 class PoolContext:
     """Variables of `triton/kernels/pool.py.jinja`.
 
-    has_max and has_min say which extremes are computed; has_low, that the smallest goes to an output
-    of its own; is_min, that it is the only output.
+    has_max and has_min say which extremes are computed; has_low, that the smallest goes to an
+    output of its own; is_min, that it is the only output.
     """
 
     header: tuple[str, ...]

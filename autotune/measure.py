@@ -1,0 +1,55 @@
+"""Time a function on a CUDA device: the median of runs, each with a cold level-2 cache."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+COLD_BYTES = 256 * 1024 * 1024
+"""Written before each run: several times the level-2 cache of any card we know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Milliseconds on the device: median, distance between the quartiles, and how many runs."""
+
+    median_ms: float
+    spread_ms: float
+    runs: int
+
+
+def time_ms(
+    function: Callable[[], object], *, warm_up: int = 5, least_runs: int = 20, span_ms: float = 200
+) -> Times:
+    """Time a function on the current CUDA device by events around it.
+
+    The first ``warm_up`` runs (compilation among them) do not count. As many runs follow as take
+    about ``span_ms``, and ``least_runs`` in any case. What the host spends before the first launch
+    of a run is outside the figure; what it spends between launches is inside.
+    """
+    for _ in range(warm_up):
+        function()
+    cold = torch.empty(COLD_BYTES, dtype=torch.int8, device="cuda")
+    once = _run(function, cold, 1)[0]
+    runs = max(least_runs, int(span_ms / max(once, 1e-3)))
+    found = sorted(_run(function, cold, runs))
+    quartiles = statistics.quantiles(found, n=4)
+    return Times(statistics.median(found), quartiles[2] - quartiles[0], runs)
+
+
+def _run(function: Callable[[], object], cold: torch.Tensor, runs: int) -> list[float]:
+    marks = [(_mark(), _mark()) for _ in range(runs)]
+    for start, stop in marks:
+        cold.zero_()
+        start.record()
+        function()
+        stop.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(stop) for start, stop in marks]
+
+
+def _mark() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

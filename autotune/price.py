@@ -1,0 +1,77 @@
+"""What a pattern costs on a target that is not here: FLOPs, bytes, and the roofline's time."""
+
+from __future__ import annotations
+
+from spcomp import compiler
+from spcomp.autotune.report.record import Dense, PricedShape, Timing
+from spcomp.autotune.survey import Price
+from spcomp.backends import registry
+from spcomp.backends.base import Source, Specialisation
+from spcomp.dsl.pattern import Pattern
+from spcomp.ir import cost
+from spcomp.ir.target import Target
+
+
+def source_for(pattern: Pattern, shape: PricedShape, target_name: str) -> Source:
+    """Generate the kernels of a pattern's prefill for a target, without a card.
+
+    Raises: UnknownTarget, Refused, and what lowering raises.
+    """
+    target = registry.target(target_name)
+    backend = registry.backend(target.backend)
+    spec = Specialisation(shape.dtype, shape.head_dim, shape.head_dim)
+    plan = compiler.lower(pattern, backend=backend, target=target, spec=spec)
+    return compiler.emit(plan, backend, target, spec)
+
+
+def predicted(source: Source, shape: PricedShape) -> Price:
+    """Evaluate the cost model of a plan for one shape; the time is labelled predicted."""
+    lengths = _lengths(shape, source.spec)
+    launches = [cost.evaluate(one, lengths) for one in cost.costs_of(source.plan)]
+    # Launches run one after the other, so each has a roofline of its own.
+    time_ms = sum(cost.roofline_ms(one, source.target, source.spec.dtype) for one in launches)
+    figures = cost.total(launches)
+    dense = _dense_figures(shape)
+    dense_ms = cost.roofline_ms(dense, source.target, source.spec.dtype)
+    timing = Timing("predicted", time_ms, None, dense_ms, roofline_name(source.target))
+    return Price(figures.flops, figures.floor_bytes, timing)
+
+
+def dense_price(shape: PricedShape, perplexity: float | None) -> Dense:
+    """Evaluate the cost model of dense causal attention for one shape."""
+    figures = _dense_figures(shape)
+    return Dense(perplexity, figures.flops, figures.floor_bytes)
+
+
+def roofline_name(target: Target) -> str:
+    """Name the source of a predicted time."""
+    return f"the roofline of {target.title} ({target.name})"
+
+
+def same_kernels(source: Source) -> tuple[str, ...]:
+    """Give the kernels' texts without their headers: equal for plans that run the same code."""
+    return tuple(_without_header(file.text) for file in source.files)
+
+
+def _dense_figures(shape: PricedShape) -> cost.Figures:
+    spec = Specialisation(shape.dtype, shape.head_dim, shape.head_dim)
+    return cost.evaluate(cost.dense_cost(), _lengths(shape, spec))
+
+
+def _lengths(shape: PricedShape, spec: Specialisation) -> dict[str, int]:
+    return {
+        "B": shape.batch,
+        "Hq": shape.query_heads,
+        "Hkv": shape.kv_heads,
+        "Sq": shape.tokens,
+        "Skv": shape.tokens,
+        "D": spec.head_dim,
+        "Dv": spec.value_dim,
+        "E": spec.element_bytes,
+    }
+
+
+def _without_header(text: str) -> str:
+    lines = text.splitlines()
+    first = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(lines[first:])

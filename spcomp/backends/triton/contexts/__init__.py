@@ -1,0 +1,1 @@
+"""Contexts of the Triton templates: one frozen dataclass per kernel, and what derives it."""

@@ -1,0 +1,128 @@
+"""`spcomp explain`: what a call of a shape runs, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from spcomp import compiler
+from spcomp.cli.costs import cost_rows
+from spcomp.cli.options import (
+    Setup,
+    Shape,
+    as_json,
+    lowering_options,
+    pattern_argument,
+    schedule_of,
+    setup_for,
+    values_of,
+)
+from spcomp.cli.output import mebibytes, print_json, print_table, scaled
+from spcomp.cli.patterns import load_pattern
+from spcomp.ir import dims
+from spcomp.ir.plan import Plan
+
+DECODE_ROWS = 16  # a call with at most this many query rows runs the plan of decode
+
+
+@click.command()
+@pattern_argument
+@lowering_options
+@click.option("--shape", type=Shape(), required=True, help="The lengths of the call.")
+@as_json
+def explain(
+    pattern: str,
+    settings: tuple[Any, ...],
+    order: Any,
+    target: str,
+    dtype: str,
+    head_dim: int,
+    value_dim: int | None,
+    axes: tuple[Any, ...],
+    shape: Mapping[str, int],
+    json_: bool,
+) -> None:
+    """Say what a call of PATTERN with these lengths runs on a target, and why.
+
+    The phase follows from the number of query rows, as it does in a call; the head dimensions are
+    those of the shape.
+    """
+    del head_dim, value_dim
+    made = load_pattern(pattern, values_of(settings))
+    setup = setup_for(target, dtype, shape["D"], shape["Dv"])
+    decode = shape["Sq"] <= DECODE_ROWS
+    plan = compiler.lower(
+        made,
+        backend=setup.backend,
+        target=setup.target,
+        spec=setup.spec,
+        phase="decode" if decode else "prefill",
+        order=None if decode else order,
+        schedule=schedule_of(setup, axes),
+    )
+    rows = {
+        **cost_rows(plan, setup, shape),
+        "notes": list(plan.notes),
+        "buffers": _buffers(plan, setup, shape),
+    }
+    if json_:
+        print_json(rows)
+    else:
+        _print(plan, setup, rows)
+
+
+def _buffers(plan: Plan, setup: Setup, shape: Mapping[str, int]) -> list[dict[str, Any]]:
+    rows = cost_rows(plan, setup, shape)["slab_rows"]
+    here = {**shape, "R": rows, "R0": 0}
+    return [
+        {
+            "name": b.name,
+            "dtype": b.dtype,
+            "shape": [dims.evaluate(d, here) for d in b.dims],
+            "state": b.state,
+        }
+        for b in plan.scratch()
+    ]
+
+
+def _print(plan: Plan, setup: Setup, rows: Mapping[str, Any]) -> None:
+    shape = rows["shape"]
+    click.echo(plan.pattern)
+    click.echo(f"  target   {setup.target.title} ({setup.target.name}), {setup.spec.dtype}")
+    click.echo(f"  phase    {plan.phase}: {shape['Sq']} query rows, {shape['Skv']} keys")
+    for note in plan.notes:
+        click.echo(f"  order    {note}")
+    click.echo(
+        f"  slabs    {rows['slabs']} of {rows['slab_rows']} rows, "
+        f"{mebibytes(rows['slab_scratch_bytes'])} of scratch"
+    )
+    click.echo(
+        f"  density  at most {rows['density']:.4f} of the causal pairs, "
+        f"{scaled(rows['total']['flops'], 'FLOP')} against {scaled(rows['dense']['flops'], 'FLOP')}"
+    )
+    click.echo(
+        f"  time     {rows['roofline_ms']:.4f} ms predicted, "
+        f"dense {rows['dense_roofline_ms']:.4f} ms\n"
+    )
+    print_table(
+        ("launch", "stages", "axes", "runs", "predicted ms"),
+        (
+            (
+                launch.kernel,
+                " + ".join(launch.stages),
+                " ".join(f"{k}={v}" for k, v in launch.axes),
+                row["runs"],
+                f"{row['roofline_ms']:.4f}",
+            )
+            for launch, row in zip(plan.launches(), rows["launches"], strict=True)
+        ),
+        numbers_from=3,
+    )
+    click.echo()
+    print_table(
+        ("scratch", "dtype", "shape", "state"),
+        ((b["name"], b["dtype"], b["shape"], b["state"]) for b in rows["buffers"]),
+        numbers_from=4,
+    )

@@ -1,0 +1,262 @@
+"""What every backend is tried on: patterns, awkward shapes, layouts, and how results are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import spcomp as sp
+from spcomp.backends import registry
+from spcomp.backends.reference.pattern import lists
+from spcomp.dsl import Pattern
+from spcomp.errors import SpcompError
+from spcomp.patterns import block_topk, moba, quest, streaming_llm
+from tests import oracle
+
+PROBES = 8
+"""Columns of v beside the identity: with that, the output shows which keys a row read."""
+
+
+# ---- backends ------------------------------------------------------------------------------------
+
+
+def device_of(backend: str) -> str:
+    """Give the device a backend is tried on."""
+    return "cuda" if torch.cuda.is_available() and backend != "reference" else "cpu"
+
+
+def why_not(backend: str) -> str | None:
+    """Say why a backend cannot run here, or None."""
+    try:
+        registry.backend(backend).target_of(device_of(backend))
+    except SpcompError as error:
+        return str(error)
+    return None
+
+
+# ---- patterns ------------------------------------------------------------------------------------
+
+
+@sp.pattern
+def dense(q, k, v):
+    return sp.attend(q, k, v)
+
+
+@sp.pattern
+def bidirectional(q, k, v):
+    best = sp.topk(sp.score(q, sp.downsample(k, block=16), mask=None), k=2)
+    return sp.attend(q, sp.gather(k, best), sp.gather(v, best), mask=None)
+
+
+def documents(case: Case) -> Pattern:
+    """Make packed documents whose ends divide no block; the tables hold what there is, no more."""
+    names_q, names_k = torch.arange(case.sq) // 23, torch.arange(case.skv) // 23
+
+    @sp.pattern
+    def packed(q, k, v):
+        rule = sp.mask_mod(lambda b, h, q_idx, kv_idx: names_q[q_idx] == names_k[kv_idx])
+        return sp.attend(q, sp.gather(k, rule), sp.gather(v, rule))
+
+    return packed()
+
+
+@sp.pattern
+def per_head(q, k, v):
+    stride = torch.tensor([3, 5, 2, 7, 4, 6])
+    rule = sp.mask_mod(lambda b, h, q_idx, kv_idx: (q_idx + kv_idx + b) % stride[h] == 0)
+    return sp.attend(q, sp.gather(k, rule), sp.gather(v, rule))
+
+
+@sp.pattern
+def union(q, k, v):
+    rows, units = (sp.downsample(x, block=32) for x in (q, k))
+    best = sp.topk(sp.score(rows, units, heads="group", reduce="max"), k=1)
+    chosen = best | sp.window(9) | sp.sink(3)
+    return sp.attend(q, sp.gather(k, chosen), sp.gather(v, chosen))
+
+
+@sp.pattern
+def intersection(q, k, v):
+    best = sp.topk(sp.score(q, sp.downsample(k, block=16, by="max"), heads="all"), k=3)
+    chosen = best & sp.window(40)
+    return sp.attend(q, sp.gather(k, chosen), sp.gather(v, chosen))
+
+
+@sp.pattern
+def softcapped(q, k, v):
+    def hook(score, b, h, q_idx, kv_idx):
+        return torch.tanh(score / 3.0) * 3.0 - 0.01 * torch.abs(q_idx - kv_idx) * (h + 1)
+
+    near = sp.window(50)
+    return sp.attend(q, sp.gather(k, near), sp.gather(v, near), scale=0.2, score_mod=hook)
+
+
+@sp.pattern
+def merged(q, k, v):
+    even = sp.window(30) & sp.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx % 2 == 0)
+    odd = sp.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx % 2 == 1)
+    first = sp.attend(q, sp.gather(k, even), sp.gather(v, even))
+    return sp.merge(first, sp.attend(q, sp.gather(k, odd), sp.gather(v, odd)))
+
+
+def given(case: Case) -> Pattern:
+    """Make a block mask the user brings, some of whose rows and heads mark nothing."""
+    shape = case.b, case.hkv, -(-case.sq // 16), -(-case.skv // 32)
+    marks = torch.rand(shape, generator=torch.Generator().manual_seed(5)) < 0.5
+
+    @sp.pattern
+    def marked(q, k, v):
+        chosen = sp.block_mask(marks, block=(16, 32))
+        return sp.attend(q, sp.gather(k, chosen), sp.gather(v, chosen))
+
+    return marked()
+
+
+# ---- shapes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    b: int
+    hq: int
+    hkv: int
+    sq: int
+    skv: int
+    d: int
+    dtype: torch.dtype = torch.float32
+    layout: str = "plain"
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return (
+            f"b{self.b}-h{self.hq}:{self.hkv}-s{self.sq}x{self.skv}-d{self.d}-{kind}-{self.layout}"
+        )
+
+    def tensors(self, device: str, *, probe: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw q and k, and make v the identity beside a few random columns."""
+        q = self._laid_out(torch.randn(self.b, self.hq, self.sq, self.d))
+        k = self._laid_out(torch.randn(self.b, self.hkv, self.skv, self.d))
+        columns = torch.randn(self.b, self.hkv, self.skv, PROBES)
+        eye = torch.eye(self.skv).expand(self.b, self.hkv, -1, -1)
+        v = self._laid_out(torch.cat([eye, columns], dim=-1) if probe else columns)
+        return q.to(device), k.to(device), v.to(device)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        if self.layout == "swapped":  # [B, S, H, D] in memory
+            return x.transpose(1, 2).contiguous().transpose(1, 2)
+        if self.layout == "sliced":  # a part of a longer cache
+            longer = torch.full((*x.shape[:2], x.shape[2] + 7, x.shape[3] + 16), torch.nan)
+            held = longer.to(x.dtype)[:, :, 3 : 3 + x.shape[2], 16 : 16 + x.shape[3]]
+            return held.copy_(x)
+        return x
+
+
+CASES = (
+    Case(2, 6, 2, 1, 77, 32, torch.bfloat16),
+    Case(1, 6, 2, 130, 130, 80),
+    Case(1, 6, 6, 1, 1, 16, torch.float16),
+    Case(1, 6, 2, 70, 33, 40, torch.float16, "sliced"),
+    Case(3, 6, 3, 37, 90, 17, torch.float32, "swapped"),
+    Case(1, 6, 1, 4, 100, 64, torch.bfloat16, "swapped"),
+    Case(2, 6, 3, 64, 64, 16, torch.bfloat16),
+)
+CASES_INTERPRETED = 3
+"""Cases a pattern is tried on where a backend is interpreted, a thousand times slower than a
+card."""
+
+
+PATTERNS: dict[str, Callable[[Case], Pattern]] = {
+    "block_topk": lambda _: block_topk(block=32, budget=0.5),
+    "block_topk-few": lambda _: block_topk(block=16, budget=2, sinks=1, locals=1),
+    "moba": lambda _: moba(block=16, k_blocks=3),
+    "moba-wide": lambda _: moba(block=64, k_blocks=1),
+    "quest": lambda _: quest(page=16, budget=48),
+    "quest-shared": lambda _: quest(page=8, budget=24, heads="group"),
+    "streaming_llm": lambda _: streaming_llm(sinks=4, recent=20),
+    "dense": lambda _: dense(),
+    "bidirectional": lambda _: bidirectional(),
+    "documents": documents,
+    "per_head": lambda _: per_head(),
+    "union": lambda _: union(),
+    "intersection": lambda _: intersection(),
+    "softcapped": lambda _: softcapped(),
+    "merged": lambda _: merged(),
+    "given": given,
+}
+
+
+def rule_of(name: str, case: Case) -> dict[str, Any]:
+    """Give the scale and the hook of a pattern, for the oracle."""
+    if name != "softcapped":
+        return {}
+    heads, rows, keys = (torch.arange(n) for n in (case.hq, case.sq, case.skv))
+    distance = (rows[:, None] - keys[None, :]).abs()
+
+    def hook(logits: Tensor) -> Tensor:
+        slope = (0.01 * distance * (heads[:, None, None] + 1)).to(logits.dtype)
+        return torch.tanh(logits / 3.0) * 3.0 - slope
+
+    return {"scale": 0.2, "hook": hook}
+
+
+def cases_of(backend: str, name: str) -> tuple[Case, ...]:
+    """Give the cases to try a pattern on; patterns take turns where a backend is slow."""
+    if device_of(backend) != "cpu" or backend == "reference":
+        return CASES
+    first = list(PATTERNS).index(name)
+    return tuple(CASES[(first + n) % len(CASES)] for n in range(CASES_INTERPRETED))
+
+
+# ---- judging -------------------------------------------------------------------------------------
+
+
+def read_keys(out: Tensor, skv: int) -> Tensor:
+    """Give the pairs a run read, from an output whose v began with the identity."""
+    return out[..., :skv] > 0
+
+
+def assert_same_selection(pattern: Pattern, q: Tensor, k: Tensor, got: Tensor, want: Tensor) -> None:
+    """Check two masks; a list may swap units whose scores are closer than the score error.
+
+    Only a pattern with one list can swap: where units differ, as many are kept, and their scores in
+    float64 lie within the rounding of the dtype of each other.
+    """
+    if torch.equal(got, want):
+        return
+    exact = {"q": q.double(), "k": k.double(), "v": k.double(), **pattern.tensors}
+    found = lists(pattern.program, exact)
+    assert len(found) == 1, f"{int((got != want).sum())} pairs differ"
+    scores = found[0].scores
+    granule, unit = -(-q.shape[2] // scores.shape[2]), -(-k.shape[2] // scores.shape[3])
+    allowed = 8 * torch.finfo(q.dtype).eps * float(scores.abs().max())
+    for b, h, row in (got != want).any(-1).nonzero().tolist():
+        columns = [m[b, h, row].split(unit) for m in (got, want)]
+        kept = [torch.stack([c.any() for c in part]) for part in columns]
+        differ = kept[0] != kept[1]
+        mine = scores[b, h * scores.shape[1] // q.shape[1], row // granule][differ]
+        assert int(kept[0].sum()) == int(kept[1].sum()), (b, h, row)
+        assert float(mine.max() - mine.min()) <= allowed, (b, h, row, mine)
+
+
+def assert_within(
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    **rule: Any,
+) -> None:
+    """Check out and lse against the oracle, within twice the error of plain PyTorch."""
+    want, want_lse = oracle.attention(q, k, v, mask, **rule)
+    budget, _ = oracle.budgets(q, k, v, mask, **rule)
+    single = (x.float() for x in (q, k, v))
+    _, budget_lse = oracle.budgets(*single, mask, **rule)
+    assert oracle.error(out, want) <= budget
+    # Logits and their sum are float32 whatever the inputs, so is the error of the lse.
+    assert oracle.error(lse, want_lse) <= max(budget_lse, 1e-5)

@@ -1,8 +1,7 @@
 """Row A1: block-sparse forward from a given block mask, beside FlexAttention and dense attention.
 
-Hq 32, Hkv 8, D 128, bf16, causal; 10 % of the blocks kept, the first and the diagonal block always, the diagonal masked by token.
-Floor: FLOPs of the visited blocks at the card's dense rate.
-"""
+Hq 32, Hkv 8, D 128, bf16, causal; 10 % of the blocks kept, the first and the diagonal block always,
+the diagonal masked by token. Floor: FLOPs of the visited blocks at the card's dense rate."""
 
 from __future__ import annotations
 
@@ -71,7 +70,11 @@ def case(length: int, block: int, share: float) -> dict[str, Any]:
         flex = torch.compile(flex_attention, dynamic=False)
         blocks_of_flex = flex_mask(mask, block, length)
         work["flex_attention"] = lambda: flex(q, k, v, block_mask=blocks_of_flex, enable_gqa=True)
-        check("against FlexAttention", relative_error(attention(q, k, v), work["flex_attention"]()), 5e-3)
+        check(
+            "against FlexAttention",
+            relative_error(attention(q, k, v), work["flex_attention"]()),
+            5e-3,
+        )
     else:
         check("against the reference on 4 heads", _reference_error(q, k, v, mask, block), 5e-3)
     inputs, env = {"q": q, "k": k, "v": v, **attention._tables()}, attention._checked(q, k, v)

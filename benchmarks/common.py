@@ -1,8 +1,9 @@
-"""What the benchmark scripts share: timing with medians and spread, checks before figures, and records as JSON.
+"""What the benchmark scripts share: timing with medians and spread, checks before figures, and
+records as JSON.
 
-Timings alternate between the competitors over several rounds, so that a drifting clock hits all of them. Each figure is the median
-of the rounds' medians, `spread` the distance between the lowest and the highest round.
-"""
+Timings alternate between the competitors over several rounds, so that a drifting clock hits all of
+them. Each figure is the median of the rounds' medians, `spread` the distance between the lowest and
+the highest round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rows E1 and E2: host time of a warm call, and the time from a pattern to source without any cache."""
+"""Rows E1 and E2: host time of a warm call, and the time from a pattern to source without any
+cache."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ def launches() -> list[dict[str, Any]]:
     make = lambda rows, heads: torch.randn(1, heads, rows, 64, device="cuda", dtype=torch.bfloat16)  # noqa: E731
     q, k, v = make(256, 4), make(256, 2), make(256, 2)
     rows = []
-    for made in (streaming_llm(), block_topk(block=64, budget=2, locals=1), moba(block=64, k_blocks=2)):
+    for made in (
+        streaming_llm(),
+        block_topk(block=64, budget=2, locals=1),
+        moba(block=64, k_blocks=2),
+    ):
         attention = sp.compile(made)
         count = len(attention.built(q, k, v).plan.launches())
         spent = statistics.median(host_us(lambda a=attention: a(q, k, v)) for _ in range(3))
@@ -36,7 +41,12 @@ def lowering() -> list[dict[str, Any]]:
     backend = registry.backend("triton")
     target = registry.target("sm90")
     spec = Specialisation("bfloat16", 128, 128)
-    compiler.emit(compiler.lower(block_topk(), backend=backend, target=target, spec=spec), backend, target, spec)
+    compiler.emit(
+        compiler.lower(block_topk(), backend=backend, target=target, spec=spec),
+        backend,
+        target,
+        spec,
+    )
     rows = []
     for number, function in enumerate((block_topk, moba, quest, streaming_llm)):
         dims.evaluator.cache_clear()

@@ -1,8 +1,9 @@
-"""Row B1: MoBA forward, 32 heads (MHA), S 32768, random input, beside the official code and dense attention.
+"""Row B1: MoBA forward, 32 heads (MHA), S 32768, random input, beside the official code and dense
+attention.
 
-The official package is timed when it can be imported (`moba`, from MoonshotAI/MoBA, in the folder --peers).
-Floor: 4*S*k*chunk*D*H FLOPs (about half of the own chunk is masked) at the dense rate, and the parts written and read once.
-"""
+The official package is timed when it can be imported (`moba`, from MoonshotAI/MoBA, in the folder
+--peers). Floor: 4*S*k*chunk*D*H FLOPs (about half of the own chunk is masked) at the dense rate,
+and the parts written and read once."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def official() -> Any:
 def case(length: int, chunk: int, keep: int) -> dict[str, Any]:
     """Time one case."""
     print(f"S {length}, chunk {chunk}, top-{keep}", flush=True)
-    packed = [torch.randn(length, HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    packed = [
+        torch.randn(length, HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(3)
+    ]
     q, k, v = (x.transpose(0, 1)[None] for x in packed)
     attention = sp.compile(moba(block=chunk, k_blocks=keep))
     work = {"spcomp": lambda: attention(q, k, v)}

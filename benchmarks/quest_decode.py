@@ -1,8 +1,8 @@
-"""Row D1: a whole Quest decode step (estimate, select, attend) under a CUDA graph, beside dense decode.
+"""Row D1: a whole Quest decode step (estimate, select, attend) under a CUDA graph, beside dense
+decode.
 
-Hq 32, Hkv 8, D 128, bf16, page 16, budget 2048. Floor: page minima and maxima once, the selected keys and values once, over
-the card's bandwidth.
-"""
+Hq 32, Hkv 8, D 128, bf16, page 16, budget 2048. Floor: page minima and maxima once, the selected
+keys and values once, over the card's bandwidth."""
 
 from __future__ import annotations
 

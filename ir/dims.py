@@ -33,9 +33,7 @@ D, Dv = (_symbol(n, 1) for n in ("D", "Dv"))
 R, R0 = _symbol("R", 1), _symbol("R0", 0)
 G = Hq / Hkv
 
-SYMBOLS: dict[str, sympy.Symbol] = {
-    s.name: s for s in (B, Hq, Hkv, Sq, Skv, D, Dv, R, R0)
-}
+SYMBOLS: dict[str, sympy.Symbol] = {s.name: s for s in (B, Hq, Hkv, Sq, Skv, D, Dv, R, R0)}
 
 
 def ceildiv(a: Dim, b: Dim) -> Dim:

@@ -6,8 +6,8 @@ An expression is a value over the symbols of one attention score
     Sq Skv            the lengths       chosen0, chosen1, …       "list leaf n chose this tile"
     score             the scaled logit, in a score hook only
 
-and over captured tensors (`Load`). Expressions are made by tracing a user's callable (`dsl/trace.py`)
-or by `infer_masks`; a backend prints them, the reference evaluates them.
+and over captured tensors (`Load`). Expressions are made by tracing a user's callable
+(`dsl/trace.py`) or by `infer_masks`; a backend prints them, the reference evaluates them.
 
 `bounds` is interval arithmetic over a tile of queries and keys. For a boolean it gives the pair
 (true everywhere, true somewhere), which is how tiles become full, partial or empty without looking
@@ -16,7 +16,8 @@ at their elements.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -101,9 +102,7 @@ def kind_of(expr: Expr) -> Kind:
 def walk(expr: Expr) -> Iterator[Expr]:
     """Yield every node of an expression, the root first."""
     yield expr
-    children = (
-        expr.args if isinstance(expr, Op) else expr.index if isinstance(expr, Load) else ()
-    )
+    children = expr.args if isinstance(expr, Op) else expr.index if isinstance(expr, Load) else ()
     for child in children:
         yield from walk(child)
 
@@ -173,9 +172,7 @@ def _connect(name: str, args: tuple[Expr, ...]) -> Expr:
 
 
 def _fold(name: str, v: list[Number]) -> Number:
-    import math
-
-    table = {
+    table: dict[str, Callable[[], Number]] = {
         "add": lambda: v[0] + v[1],
         "sub": lambda: v[0] - v[1],
         "mul": lambda: v[0] * v[1],
@@ -201,8 +198,7 @@ def _fold(name: str, v: list[Number]) -> Number:
         "tanh": lambda: math.tanh(v[0]),
         "float": lambda: float(v[0]),
     }
-    result: Number = table[name]()
-    return result
+    return table[name]()
 
 
 # ---- intervals ---------------------------------------------------------------------------------
@@ -235,7 +231,8 @@ def _truth(expr: Expr, ranges: Mapping[str, Bounds]) -> Bounds:
 
 
 def bounds_of(expr: Expr, ranges: Mapping[str, Bounds]) -> Bounds | None:
-    """Bound an expression (inclusive) when its symbols lie in ranges; None when nothing is known."""
+    """Bound an expression (inclusive) when its symbols lie in ranges; None when nothing is
+    known."""
     if isinstance(expr, Lit):
         return expr, expr
     if isinstance(expr, Sym):

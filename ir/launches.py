@@ -1,8 +1,8 @@
 """The launches a plan is made of. Each class says what its kernel computes; a backend says how.
 
-Row-like buffers of a slab hold slab-local rows: row 0 is query row R0. Lists are indices [B|1,Hl,Nr,K] i32 ascending, -1 at
-the end, and counts [B|1,Hl,Nr] i32; their heads are Hq, Hkv or 1, told by the buffer's dims.
-"""
+Row-like buffers of a slab hold slab-local rows: row 0 is query row R0. Lists are indices
+[B|1,Hl,Nr,K] i32 ascending, -1 at the end, and counts [B|1,Hl,Nr] i32; their heads are Hq, Hkv or
+1, told by the buffer's dims."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class PoolLaunch(Launch):
 class ScoreRule:
     """What a score means, for the launches that compute it.
 
-    `visible` and `forced` are predicates over q_lo, q_hi (the row's first and last query), k (the unit), b, h, Sq, Skv.
-    """
+    `visible` and `forced` are predicates over q_lo, q_hi (the row's first and last query), k (the
+    unit), b, h, Sq, Skv."""
 
     heads: HeadSharing
     reduce: Reduction
@@ -54,7 +54,8 @@ class ScoreRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectLaunch(Launch):
-    """Score and exact top-k in one kernel: a program scores a tile of rows and keeps their best units.
+    """Score and exact top-k in one kernel: a program scores a tile of rows and keeps their best
+    units.
 
     keys_buf is scratch of [programs' rows, units] int32 that rows longer than one tile use.
     """
@@ -81,7 +82,8 @@ class SelectLaunch(Launch):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreLaunch(Launch):
-    """Scores alone, [B,Hl,Nr,Nk] f32: -inf for units that are no candidate, +inf for forced ones."""
+    """Scores alone, [B,Hl,Nr,Nk] f32: -inf for units that are no candidate, +inf for forced
+    ones."""
 
     rows_buf: str
     units_buf: str
@@ -121,7 +123,8 @@ class TopKLaunch(Launch):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListLeaf:
-    """A list inside a tile predicate: row r covers `granule` query rows, an index `unit` key tokens."""
+    """A list inside a tile predicate: row r covers `granule` query rows, an index `unit` key
+    tokens."""
 
     granule: int
     unit: int
@@ -131,10 +134,9 @@ class ListLeaf:
 class TilesLaunch(Launch):
     """Lists of the key tiles of each query tile, partial ones first, then full ones.
 
-    tiles [B|1,Hl,Nt,C] i32: tile number in the low 24 bits, bit 24+n set when list n chose it; partial, total [B|1,Hl,Nt] i32.
-    `everywhere` and `somewhere` bound `predicate` over a tile (q_lo..q_hi, k_lo..k_hi); when `exact` is False the
-    elements decide.
-    """
+    tiles [B|1,Hl,Nt,C] i32: tile number in the low 24 bits, bit 24+n set when list n chose it;
+    partial, total [B|1,Hl,Nt] i32. `everywhere` and `somewhere` bound `predicate` over a tile
+    (q_lo..q_hi, k_lo..k_hi); when `exact` is False the elements decide."""
 
     list_bufs: tuple[str, ...]
     count_bufs: tuple[str, ...]
@@ -163,8 +165,8 @@ class TilesLaunch(Launch):
 class AttendRule:
     """What an attend computes on a pair: the predicate, the score hook, the softmax scale.
 
-    `flags` are the symbols chosen0… the predicate reads, taken from the entries of a tile list. scale None: 1/sqrt(D).
-    """
+    `flags` are the symbols chosen0… the predicate reads, taken from the entries of a tile list.
+    scale None: 1/sqrt(D)."""
 
     predicate: Expr
     flags: tuple[str, ...] = ()
@@ -201,8 +203,8 @@ class AttendLaunch(Launch):
 class GatherLaunch(Launch):
     """A program gathers the keys of one list row for the query heads that share it.
 
-    A row covers `granule` query rows, an index `unit` tokens. With `splits` > 1 the keys of a row are split over programs, and out
-    and lse have a leading axis of that length for `MergeLaunch`.
+    A row covers `granule` query rows, an index `unit` tokens. With `splits` > 1 the keys of a row
+    are split over programs, and out and lse have a leading axis of that length for `MergeLaunch`.
     """
 
     q_buf: str
@@ -232,9 +234,9 @@ class GatherLaunch(Launch):
 class InvertLaunch(Launch):
     """Turn lists of units per row into lists of rows per unit.
 
-    step "count": counts of each chunk of rows [B,Hl,Nk,C]; "scan": their exclusive prefix in place, and the first entry and first row tile
-    of each unit, [B,Hl,Nk+1]; "fill": entries [B,Hl,Nr*K] = row*K + slot, grouped by unit, rows ascending.
-    """
+    step "count": counts of each chunk of rows [B,Hl,Nk,C]; "scan": their exclusive prefix in place,
+    and the first entry and first row tile of each unit, [B,Hl,Nk+1]; "fill": entries [B,Hl,Nr*K] =
+    row*K + slot, grouped by unit, rows ascending."""
 
     step: Literal["count", "scan", "fill"]
     list_buf: str
@@ -304,8 +306,8 @@ class KeysLaunch(Launch):
 class MergeLaunch(Launch):
     """Join parts by LSE.
 
-    axis 0: parts [P,B,Hq,R,Dv], all valid. axis 3: parts [B,Hq,R,P,Dv], of which row r has count_buf[b, head, r] (when named).
-    """
+    axis 0: parts [P,B,Hq,R,Dv], all valid. axis 3: parts [B,Hq,R,P,Dv], of which row r has
+    count_buf[b, head, r] (when named)."""
 
     part_buf: str
     part_lse_buf: str

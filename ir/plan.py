@@ -1,8 +1,8 @@
 """The plan level of the IR: launches over buffers, and slabs that keep scratch bounded.
 
-A plan is what one call runs: launches in order, each reading and writing named buffers whose dims are formulas over the symbols of
-`ir/dims.py`. Launches inside `Slabs` run once for each slab of R query rows, with the same scratch buffers.
-"""
+A plan is what one call runs: launches in order, each reading and writing named buffers whose dims
+are formulas over the symbols of `ir/dims.py`. Launches inside `Slabs` run once for each slab of R
+query rows, with the same scratch buffers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ DType = str  # "data" (that of q, k, v), or a torch name such as "float32", "int
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A tensor of the plan. `state` names the cache field it may be read from instead of being made."""
+    """A tensor of the plan. `state` names the cache field it may be read from instead of being
+    made."""
 
     name: str
     dims: tuple[Dim, ...]
@@ -32,7 +33,8 @@ Axes: TypeAlias = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """One kernel launch. Fields ending in `_buf` or `_bufs` name buffers; `axes` is its schedule."""
+    """One kernel launch. Fields ending in `_buf` or `_bufs` name buffers; `axes` is its
+    schedule."""
 
     stages: tuple[str, ...] = ()
     axes: Axes = ()
@@ -82,8 +84,8 @@ Phase = Literal["prefill", "decode"]
 class Plan:
     """What one call of a pattern runs.
 
-    `order` is the loop order of its attend launches. `notes` say why it was chosen; they take no part in equality.
-    """
+    `order` is the loop order of its attend launches. `notes` say why it was chosen; they take no
+    part in equality."""
 
     pattern: str
     phase: Phase

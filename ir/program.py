@@ -14,9 +14,8 @@ Parameter = tuple[str, "bool | int | float | str | None"]
 class Program:
     """The pattern level of the IR.
 
-    `parameters` are the hyper-parameters it was made with, for people and for keys; the meaning is `result`
-    alone.
-    """
+    `parameters` are the hyper-parameters it was made with, for people and for keys; the meaning is
+    `result` alone."""
 
     name: str
     parameters: tuple[Parameter, ...]

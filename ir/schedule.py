@@ -1,8 +1,8 @@
 """How a pattern is run: the loop order and the axes of each kernel.
 
-An axis is declared once, in the manifest beside the kernel templates (`templates/<backend>/axes.json`), with its choices and default; a
-`Schedule` is a loop order plus a frozen value for each axis of each kernel.
-"""
+An axis is declared once, in the manifest beside the kernel templates
+(`templates/<backend>/axes.json`), with its choices and default; a `Schedule` is a loop order plus a
+frozen value for each axis of each kernel."""
 
 from __future__ import annotations
 

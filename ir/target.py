@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Target:
     """Capacities and rates of one chip.
 
-    shared_bytes: on-chip memory one program may use. tflops: dense matrix rate by dtype, in TFLOP/s.
-    bandwidth_tbs: device memory, TB/s; l2_tbs: level-2 cache, TB/s. launch_us: cost of one launch in a graph.
-    """
+    shared_bytes: on-chip memory one program may use. tflops: dense matrix rate by dtype, in
+    TFLOP/s. bandwidth_tbs: device memory, TB/s; l2_tbs: level-2 cache, TB/s. launch_us: cost of one
+    launch in a graph."""
 
     name: str
     title: str

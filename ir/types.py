@@ -161,7 +161,9 @@ def _attended(node: Attend) -> TensorType:
                 verb="attend",
                 argument="streams",
                 wanted="keys and values",
-                given=f"a {role_of(pair.k)} tensor as keys and a {role_of(pair.v)} tensor as values",
+                given=(
+                    f"a {role_of(pair.k)} tensor as keys and a {role_of(pair.v)} tensor as values"
+                ),
                 way_out="attend(q, k, v): the keys come from k and the values from v.",
             )
     return TensorType((dims.B, dims.Hq, dims.Sq, dims.Dv))

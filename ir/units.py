@@ -1,7 +1,7 @@
 """The geometry of units, in one place: which tokens a unit covers and when it is visible.
 
-Visibility is one rule everywhere: a unit is visible to a query at position t = row + Skv - Sq iff its last token is not
-later than t (design decision; NSA, MoBA, Quest, CSA and QSA all follow it).
+Visibility is one rule everywhere: a unit is visible to a query at position t = row + Skv - Sq iff
+its last token is not later than t (design decision; NSA, MoBA, Quest, CSA and QSA all follow it).
 """
 
 from __future__ import annotations

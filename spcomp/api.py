@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, overload, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -54,12 +54,22 @@ class Attention:
 
     @overload
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
         return_lse: Literal[False] = False,
     ) -> Tensor: ...
     @overload
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
         return_lse: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
     @overload
@@ -78,10 +88,12 @@ class Attention:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend.
 
-        q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv], any strides with a unit last one. Returns out [B,Hq,Sq,Dv] in q's
-        dtype, and with `return_lse` also lse [B,Hq,Sq] f32, natural log. A row that sees no key gives 0 and -inf.
-        scale: softmax scale of this call; default the pattern's, else 1/sqrt(D).
-        Raises: the errors of `spcomp.errors` for shapes, dtypes, devices, masks and gradients, before any compile.
+        q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv], any strides with a unit last one. Returns
+        out [B,Hq,Sq,Dv] in q's dtype, and with `return_lse` also lse [B,Hq,Sq] f32, natural log. A
+        row that sees no key gives 0 and -inf. scale: softmax scale of this call; default the
+        pattern's, else 1/sqrt(D).
+        Raises: the errors of `spcomp.errors` for shapes, dtypes, devices, masks and gradients,
+                 before any compile.
         """
         out, lse = self._attend(q, k, v, scale, {})
         return (out, lse) if return_lse else out
@@ -195,7 +207,8 @@ def explanation(built: Built, env: Mapping[str, int]) -> str:
     here = {**env, "R": rows, "R0": 0}
     lines = [
         f"{plan.pattern}",
-        f"  backend   {built.target.backend} on {built.target.title} ({built.target.name}), {built.spec.dtype}",
+        f"  backend   {built.target.backend} on {built.target.title} "
+        f"({built.target.name}), {built.spec.dtype}",
         f"  phase     {plan.phase}: {env['Sq']} query rows, {env['Skv']} keys",
         *(f"  order     {note}" for note in plan.notes),
         f"  slabs     {-(-env['Sq'] // rows)} of {rows} query rows",
@@ -236,10 +249,12 @@ def compile(
 ) -> Attention:
     """Compile a pattern to a callable.
 
-    pattern: `quest(page=16)`, or a function under @pattern (its defaults are taken). backend: "reference", "triton", or None for
-    the tensors' device (CPU: reference; GPU: triton). order: a prefill loop order to insist on: "query_major", "key_major" or
-    "gather". schedule: axis values, default the backend's.
-    Raises: WrongArguments, UnknownBackend, UnknownChoice; and, here and not at the first call, what is wrong with the pattern
+    pattern: `quest(page=16)`, or a function under @pattern (its defaults are taken). backend:
+    "reference", "triton", or None for the tensors' device (CPU: reference; GPU: triton). order: a
+    prefill loop order to insist on: "query_major", "key_major" or "gather". schedule: axis values,
+    default the backend's.
+    Raises: WrongArguments, UnknownBackend, UnknownChoice; and, here and not at the first call, what
+             is wrong with the pattern
     itself: ForcedSetTooLarge, WrongStage, CannotLower.
     """
     if isinstance(pattern, PatternFunction):

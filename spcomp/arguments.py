@@ -1,4 +1,5 @@
-"""Checks of a call's tensors. What must agree is read off the types of `ir/types.py`, never written down per tensor."""
+"""Checks of a call's tensors. What must agree is read off the types of `ir/types.py`, never written
+down per tensor."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ def dims_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
                 left=f"{name} with shape {list(tensor.shape)}",
                 right=f"the form {_FORMS[name]}",
                 problem="4 dimensions are needed",
-                way_out="add a batch or head dimension with unsqueeze, or transpose [B, S, H, D] tensors with .transpose(1, 2).",
+                way_out=(
+                    "add a batch or head dimension with unsqueeze, or transpose [B, S, H, D] "
+                    "tensors with .transpose(1, 2)."
+                ),
             )
         for axis, symbol in enumerate(INPUTS[_ROLES[name]].dims):
             size, key = int(tensor.shape[axis]), str(symbol)
@@ -97,7 +101,8 @@ def specialisation(q: Tensor, v: Tensor) -> Specialisation:
 
 
 def check_masks(pattern: Pattern, env: Mapping[str, int], device: str) -> None:
-    """Check that masks, lists and tables the pattern brought fit the lengths, heads and device of the call.
+    """Check that masks, lists and tables the pattern brought fit the lengths, heads and device of
+    the call.
 
     Raises: MaskOfOtherLength, ShapeMismatch, DeviceClash.
     """
@@ -141,7 +146,9 @@ def _given(node: Given, pattern: Pattern, env: Mapping[str, int]) -> None:
             where=node.where,
             mask=f"the {verb} tensor of shape {shape}",
             built=f"{' x '.join(str(n) for n in found)} blocks of {node.block_q} x {node.block_k}",
-            given=f"Sq = {env['Sq']} and Skv = {env['Skv']}, which make {expected[0]} x {expected[1]}",
+            given=(
+                f"Sq = {env['Sq']} and Skv = {env['Skv']}, which make {expected[0]} x {expected[1]}"
+            ),
         )
     if batch not in (1, env["B"]) or heads not in (1, env["Hkv"], env["Hq"]):
         raise ShapeMismatch(
@@ -177,9 +184,14 @@ def _tables(node: Node, expr: Expr, pattern: Pattern, env: Mapping[str, int]) ->
             if low < 0 or high >= shape[axis]:
                 raise MaskOfOtherLength(
                     where=node.where,
-                    mask=f"the tensor {load.tensor} of shape {list(shape)}, read at [{show(index)}],",
+                    mask=(
+                        f"the tensor {load.tensor} of shape {list(shape)}, read at [{show(index)}],"
+                    ),
                     built=f"indices 0 to {shape[axis] - 1} on axis {axis}",
-                    given=f"Sq = {env['Sq']} and Skv = {env['Skv']}, which read {int(low)} to {int(high)}",
+                    given=(
+                        f"Sq = {env['Sq']} and Skv = {env['Skv']}, which read {int(low)} to "
+                        f"{int(high)}"
+                    ),
                 )
 
 

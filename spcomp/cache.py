@@ -1,8 +1,7 @@
 """Where generated source lies on disk. Triton reads the text of a kernel from its file.
 
-The name is the hash of the text, so a file never changes once it is there: it is written beside and renamed, and a file whose text is
-not what its name says is written again.
-"""
+The name is the hash of the text, so a file never changes once it is there: it is written beside and
+renamed, and a file whose text is not what its name says is written again."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ def lower(
 ) -> Plan:
     """Lower a pattern to the plan of one phase.
 
-    order: a loop order to insist on; None lets the lowering choose and say why. schedule: axis values, default the backend's.
+    order: a loop order to insist on; None lets the lowering choose and say why. schedule: axis
+    values, default the backend's.
     Raises: what the passes raise, and Refused when the backend will not build the plan.
     """
     program = normalise(canonical_lists(pattern).program)

@@ -1,8 +1,8 @@
 """Every error a user can meet: what is wrong with both figures, where, and the way out.
 
-The class is the two sentences. `message` and `help` are format strings over the keyword arguments the
-error is raised with, so a test can compare the whole text and no wording hides in the middle of a pass.
-"""
+The class is the two sentences. `message` and `help` are format strings over the keyword arguments
+the error is raised with, so a test can compare the whole text and no wording hides in the middle of
+a pass."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Where:
 class SpcompError(ValueError):
     """Base of all errors that are the user's to mend.
 
-    Text: ``message``, then ``  --> file:line:  source`` when the place is known, then ``  help: …``.
-    """
+    Text: ``message``, then ``  --> file:line:  source`` when the place is known, then ``  help:
+    …``."""
 
     message: ClassVar[str] = "{detail}"
     help: ClassVar[str] = ""
@@ -82,7 +82,9 @@ class WrongStage(SpcompError):
 
 
 class ControlFlowOnData(SpcompError):
-    message = "'{callable}' branches on a value that is known only when the kernel runs ({expression})."
+    message = (
+        "'{callable}' branches on a value that is known only when the kernel runs ({expression})."
+    )
     help = (
         "use torch.where(condition, a, b), or combine conditions with & and | instead of "
         "`if`, `and`, `or`, `not`."
@@ -91,7 +93,10 @@ class ControlFlowOnData(SpcompError):
 
 class NotTraceable(SpcompError):
     message = "'{callable}' calls {operation}, which has no element expression."
-    help = "use + - * // % comparisons & | ~, torch.where, minimum, maximum, abs, exp, log, tanh, and tensor[index]."
+    help = (
+        "use + - * // % comparisons & | ~, torch.where, minimum, maximum, abs, exp, log, "
+        "tanh, and tensor[index]."
+    )
 
 
 class UnknownPattern(SpcompError):
@@ -109,7 +114,10 @@ class IRText(SpcompError):
 
 class RuleBroken(SpcompError):
     message = "after {step}, rule '{rule}' does not hold: {problem}."
-    help = "this is a fault of spcomp or of a hand-written IR file, not of your pattern; please report it with the output of `spcomp show`."
+    help = (
+        "this is a fault of spcomp or of a hand-written IR file, not of your pattern; please "
+        "report it with the output of `spcomp show`."
+    )
 
 
 class CannotLower(SpcompError):

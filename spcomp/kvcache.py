@@ -1,8 +1,8 @@
 """A key/value cache that keeps a pattern's state between decode steps.
 
-The state (such as Quest's page minima and maxima) is brought up to date for the tokens an append touches, never made again from the
-start. Keys and values stay, so what `rewind` forgets can be remade from them.
-"""
+The state (such as Quest's page minima and maxima) is brought up to date for the tokens an append
+touches, never made again from the start. Keys and values stay, so what `rewind` forgets can be
+remade from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Snapshot:
 
 @dataclass(slots=True)
 class KVCache:
-    """Keys [B,Hkv,capacity,D] and values [B,Hkv,capacity,Dv] of one layer, and the state its pattern reads."""
+    """Keys [B,Hkv,capacity,D] and values [B,Hkv,capacity,Dv] of one layer, and the state its
+    pattern reads."""
 
     attention: Attention
     k: Tensor
@@ -101,7 +102,8 @@ class KVCache:
         self._update(begin)
 
     def close(self) -> None:
-        """Seal the open unit; a unit pooled from its tokens so far already is what sealing gives."""
+        """Seal the open unit; a unit pooled from its tokens so far already is what sealing
+        gives."""
 
     def rewind(self, tokens: int) -> None:
         """Forget the last `tokens` tokens, such as rejected drafts.
@@ -136,7 +138,9 @@ class KVCache:
     def strides(self) -> dict[str, int]:
         """Give the tokens a unit of each state advances by."""
         nodes = [n for n in self.attention.pattern.program.stages() if isinstance(n, State)]
-        return {s: units_of(n).stride for n in nodes for s in self.states if s.startswith(f"{n.name}.")}
+        return {
+            s: units_of(n).stride for n in nodes for s in self.states if s.startswith(f"{n.name}.")
+        }
 
     def _update(self, begin: int) -> None:
         if not self.states:

@@ -57,8 +57,8 @@ def _switch(variable: str) -> bool:
 def cache_dir() -> Path:
     """Give the folder of generated kernels, made with mode 0700.
 
-    A folder that the user set and that cannot be written is an error; the default one is a warning and
-    a private temporary folder for this process.
+    A folder that the user set and that cannot be written is an error; the default one is a warning
+    and a private temporary folder for this process.
 
     Raises: CacheNotWritable.
     """

@@ -26,7 +26,6 @@ from spcomp.ir.plan import LoopOrder
 from spcomp.ir.types import is_token_stream
 
 
-
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where an attend writes: buffer names, which may be one part of a stack (`parts#1`)."""
@@ -71,7 +70,10 @@ def _check_stream(node: Attend, part: Gather) -> None:
         raise CannotLower(
             where=node.where,
             what="attention over a stream of units",
-            why="the kernels read tokens; pooled streams are computed by the reference backend so far",
+            why=(
+                "the kernels read tokens; pooled streams are computed by the reference "
+                "backend so far"
+            ),
             way_out="use backend='reference', or attend to the tokens.",
         )
 
@@ -229,7 +231,8 @@ class _Work:
         )
 
     def _splits(self, granule: int, unit: int, width: Dim, heads: Dim) -> Dim:
-        """Give the programs a list row is split over: enough to fill the card, one tile each at most."""
+        """Give the programs a list row is split over: enough to fill the card, one tile each at
+        most."""
         axes = self.plan.schedule.of("attend_gather")
         blocks = dims.Hq if heads == dims.Hq else dims.Hkv
         tiles = dims.ceildiv(width * unit, axes["block_k"])

@@ -10,7 +10,18 @@ from spcomp.ir.dims import Dim
 from spcomp.ir.expr import FALSE, TRUE, Expr, Lit, Sym, conjunction, op
 from spcomp.ir.launches import PoolLaunch, ScoreLaunch, ScoreRule, SelectLaunch, TopKLaunch
 from spcomp.ir.lowering.builder import PlanBuilder, rows_of
-from spcomp.ir.nodes import Captured, Downsample, Given, Input, Local, Node, Score, Sink, State, TopK
+from spcomp.ir.nodes import (
+    Captured,
+    Downsample,
+    Given,
+    Input,
+    Local,
+    Node,
+    Score,
+    Sink,
+    State,
+    TopK,
+)
 from spcomp.ir.passes.check_selection import straddle
 from spcomp.ir.types import HEADS, INPUTS, role_of
 from spcomp.ir.units import Units, position, units_of
@@ -86,31 +97,71 @@ def _topk(plan: PlanBuilder, node: Node) -> ListRef:
     counts = plan.scratch("counts", shape, "int32")
     q, k = pooled(plan, scores.q), pooled(plan, scores.k)
     rule = _rule(node, scores, units)
-    inputs = {"rows_buf": q.main, "units_buf": k.main, "low_buf": k.low, "rule": rule}
-    kept = {"indices_buf": indices, "counts_buf": counts, "k": node.k, "width": width}
+    _choose(plan, node, rule, (q, k), (indices, counts), (*shape, count), width)
+    return ListRef(indices, counts, dims.B, heads, granule, units.stride, width, count)
+
+
+def _choose(
+    plan: PlanBuilder,
+    node: TopK,
+    rule: ScoreRule,
+    sides: tuple[Pooled, Pooled],
+    kept: tuple[str, str],
+    scored: tuple[Dim, ...],
+    width: Dim,
+) -> None:
+    """Add the launches that score and keep: one for many rows, two for the few rows of decode."""
+    q, k = sides
+    indices, counts = kept
     if plan.phase == "decode":
-        made = plan.scratch("scores", (*shape, count), "float32")
+        scores = plan.scratch("scores", scored, "float32")
         plan.each_slab.append(
-            ScoreLaunch(stages=("score",), axes=plan.axes("score"), scores_buf=made, **inputs)
-        )
-        plan.each_slab.append(
-            TopKLaunch(stages=("topk",), axes=plan.axes("topk"), scores_buf=made, **kept)
-        )
-    else:
-        keys = _keys_buffer(plan, shape, count)
-        plan.each_slab.append(
-            SelectLaunch(
-                stages=("score", "topk"), axes=plan.axes("select"), keys_buf=keys, **inputs, **kept
+            ScoreLaunch(
+                stages=("score",),
+                axes=plan.axes("score"),
+                rows_buf=q.main,
+                units_buf=k.main,
+                low_buf=k.low,
+                scores_buf=scores,
+                rule=rule,
             )
         )
-    return ListRef(indices, counts, dims.B, heads, granule, units.stride, width, count)
+        plan.each_slab.append(
+            TopKLaunch(
+                stages=("topk",),
+                axes=plan.axes("topk"),
+                scores_buf=scores,
+                indices_buf=indices,
+                counts_buf=counts,
+                k=node.k,
+                width=width,
+            )
+        )
+        return
+    plan.each_slab.append(
+        SelectLaunch(
+            stages=("score", "topk"),
+            axes=plan.axes("select"),
+            rows_buf=q.main,
+            units_buf=k.main,
+            low_buf=k.low,
+            keys_buf=_keys_buffer(plan, scored[:3], scored[3]),
+            indices_buf=indices,
+            counts_buf=counts,
+            rule=rule,
+            k=node.k,
+            width=width,
+        )
+    )
 
 
 def _keys_buffer(plan: PlanBuilder, shape: tuple[Dim, ...], units: Dim) -> str:
     """Declare the scratch of rows longer than one tile; it has no columns when all rows fit one."""
     block_r, block_u = plan.axis("select", "block_r"), plan.axis("select", "block_u")
     rows = shape[0] * shape[1] * dims.ceildiv(shape[2], block_r) * block_r
-    longer = dims.least(1, (units - 1) // block_u if isinstance(units, int) else _over(units, block_u))
+    longer = dims.least(
+        1, (units - 1) // block_u if isinstance(units, int) else _over(units, block_u)
+    )
     return plan.scratch("keys", (rows, units * longer), "int32")
 
 
@@ -132,10 +183,14 @@ def pooled(plan: PlanBuilder, side: Node) -> Pooled:
     batch, heads, tokens, width = INPUTS[role_of(value)].dims
     shape = (batch, heads, units_of(value).count(tokens), width)
     prefix = f"{value.x.name}_{value.by}"
-    main = plan.scratch(prefix.replace("minmax", "max"), shape, "data", f"{state}.max" if state else "")
+    main = plan.scratch(
+        prefix.replace("minmax", "max"), shape, "data", f"{state}.max" if state else ""
+    )
     low = ""
     if value.by == "minmax":
-        low = plan.scratch(prefix.replace("minmax", "min"), shape, "data", f"{state}.min" if state else "")
+        low = plan.scratch(
+            prefix.replace("minmax", "min"), shape, "data", f"{state}.min" if state else ""
+        )
     launch = PoolLaunch(
         stages=("downsample",),
         axes=plan.axes("pool", **_pool_tile(plan, value.block)),
@@ -163,9 +218,8 @@ def _pool_tile(plan: PlanBuilder, block: int) -> dict[str, int]:
 def _rule(node: TopK, scores: Score, units: Units) -> ScoreRule:
     """Say which units a row may and must take.
 
-    A unit is a candidate when its last token is visible to the row's last query; a forced unit is taken as soon as its
-    first token is, since the query's own unit is seldom complete.
-    """
+    A unit is a candidate when its last token is visible to the row's last query; a forced unit is
+    taken as soon as its first token is, since the query's own unit is seldom complete."""
     unit, newest = Sym("k"), position("q_hi")
     complete: Expr = op("le", units.last(unit), newest) if scores.causal else TRUE
     begun: Expr = op("le", units.first(unit), newest) if scores.causal else TRUE

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from spcomp.errors import CannotLower
-from spcomp.ir.expr import Expr, Sym, conjuncts, substitute, TRUE
+from spcomp.ir.expr import TRUE, Expr, Sym, conjuncts, substitute
 from spcomp.ir.lowering.lists import ListRef
 from spcomp.ir.nodes import Region
 from spcomp.ir.plan import LoopOrder, Phase
@@ -41,9 +41,7 @@ def tile_sizes(lists: list[ListRef], block_q: int, block_k: int) -> tuple[int, i
     return block_q, block_k
 
 
-def choose(
-    region: Region, lists: list[ListRef], phase: Phase, wanted: LoopOrder | None
-) -> Choice:
+def choose(region: Region, lists: list[ListRef], phase: Phase, wanted: LoopOrder | None) -> Choice:
     """Choose the loop order of one attend.
 
     Raises: CannotLower when the wanted order, or any order, cannot express the region.
@@ -55,7 +53,9 @@ def choose(
                 where=region.where,
                 what=f"this selection in the loop order {wanted}",
                 why=_refusal(wanted, region, lists),
-                way_out=f"leave the schedule open, or take one of: {', '.join(possible) or 'none'}.",
+                way_out=(
+                    f"leave the schedule open, or take one of: {', '.join(possible) or 'none'}."
+                ),
             )
         return Choice(wanted, "asked for")
     if not possible:
@@ -64,7 +64,10 @@ def choose(
             what="a union of lists with units of "
             + ", ".join(str(r.unit) for r in lists)
             + " tokens",
-            why=f"tiles must divide every unit, and the largest that does is below {TILE_LEAST} tokens",
+            why=(
+                "tiles must divide every unit, and the largest that does is below "
+                f"{TILE_LEAST} tokens"
+            ),
             way_out="use units that are multiples of 16, or backend='reference'.",
         )
     order = next(iter(possible))
@@ -72,14 +75,17 @@ def choose(
 
 
 def _possible(region: Region, lists: list[ListRef], phase: Phase) -> dict[LoopOrder, str]:
-    """Give the orders that can express a region, best first, each with the reason it comes there."""
+    """Give the orders that can express a region, best first, each with the reason it comes
+    there."""
     found: dict[LoopOrder, str] = {}
     tile_q, tile_k = tile_sizes(lists, 1 << 20, 1 << 20)
     sole = sole_list(region)
     tileable = tile_k % TILE_LEAST == 0
     if phase == "decode":
         if sole or tileable:
-            found["gather"] = "few query rows: the keys of a row are gathered and split over programs"
+            found["gather"] = (
+                "few query rows: the keys of a row are gathered and split over programs"
+            )
         return found
     if tile_q % TILE_LEAST == 0 and tileable:
         found["query_major"] = "each list serves a whole tile of queries"
@@ -95,7 +101,10 @@ def _possible(region: Region, lists: list[ListRef], phase: Phase) -> dict[LoopOr
 def _refusal(wanted: LoopOrder, region: Region, lists: list[ListRef]) -> str:
     if wanted == "query_major":
         rows = min((r.granule for r in lists), default=0)
-        return f"its lists change every {rows} query rows, and a query tile needs multiples of {TILE_LEAST}"
+        return (
+            f"its lists change every {rows} query rows, and a query tile needs multiples of "
+            f"{TILE_LEAST}"
+        )
     if wanted == "key_major":
         return "key-major needs exactly one list, one row a query, narrowed by rules only"
     return "its lists cannot be cut into tiles of at least 16 keys"

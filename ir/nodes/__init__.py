@@ -1,4 +1,5 @@
-"""The stages of a pattern, one module a family. Nodes are frozen values; `where` is not compared."""
+"""The stages of a pattern, one module a family. Nodes are frozen values; `where` is not
+compared."""
 
 from spcomp.ir.nodes.attend import Attend, Gather, Merge, Stream
 from spcomp.ir.nodes.base import Node, children, rebuild, topological

@@ -13,9 +13,9 @@ from spcomp.ir.nodes.base import Node
 class Stream(Node):
     """A key tensor and a value tensor of equal length: tokens, or units pooled from them.
 
-    k [B,Hkv,N,D], v [B,Hkv,N,Dv]. Entry j of a stream of units stands for the tokens of unit j; it is visible to a
-    query iff its last token is (`Downsample.stride`, `Downsample.block` give that token).
-    """
+    k [B,Hkv,N,D], v [B,Hkv,N,Dv]. Entry j of a stream of units stands for the tokens of unit j; it
+    is visible to a query iff its last token is (`Downsample.stride`, `Downsample.block` give that
+    token)."""
 
     k: Node
     v: Node
@@ -36,10 +36,9 @@ class Gather(Node):
 class Attend(Node):
     """One softmax over the union of the gathered streams.
 
-    q [B,Hq,Sq,D] -> out [B,Hq,Sq,Dv] in q's dtype and lse [B,Hq,Sq] f32, natural log. A row that sees no key gives
-    0 and -inf. Streams do not deduplicate against each other. scale None means 1/sqrt(D).
-    `score_mod` changes the scaled logit; it reads (score, b, h, q, k).
-    """
+    q [B,Hq,Sq,D] -> out [B,Hq,Sq,Dv] in q's dtype and lse [B,Hq,Sq] f32, natural log. A row that
+    sees no key gives 0 and -inf. Streams do not deduplicate against each other. scale None means
+    1/sqrt(D). `score_mod` changes the scaled logit; it reads (score, b, h, q, k)."""
 
     q: Node
     streams: tuple[Node, ...]

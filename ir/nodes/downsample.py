@@ -15,11 +15,10 @@ POOLINGS: tuple[Pooling, ...] = ("mean", "max", "min", "minmax")
 class Downsample(Node):
     """Pool the tokens of each unit into one vector, stored in the dtype of x.
 
-    x [B,H,S,D] -> [B,H,U,D]; `minmax` gives a pair (max, min). Unit u covers the tokens
-    u*stride … u*stride+block-1. With `tail="keep"` the last unit may be short and is pooled over its
-    real tokens, U = ceil(S/stride) when stride == block; with `tail="drop"` only complete units
-    exist, U = floor((S-block)/stride)+1. Accumulated in float32 (float64 inputs: in float64).
-    """
+    x [B,H,S,D] -> [B,H,U,D]; `minmax` gives a pair (max, min). Unit u covers the tokens u*stride …
+    u*stride+block-1. With `tail="keep"` the last unit may be short and is pooled over its real
+    tokens, U = ceil(S/stride) when stride == block; with `tail="drop"` only complete units exist, U
+    = floor((S-block)/stride)+1. Accumulated in float32 (float64 inputs: in float64)."""
 
     x: Node
     block: int
@@ -32,10 +31,10 @@ class Downsample(Node):
 class State(Node):
     """A downsampled value that is kept between calls instead of being made again.
 
-    Its meaning is that of `value` over all tokens appended so far. A cache holds it: `append` changes
-    only the units the new tokens touch, `close` seals a full unit, `rewind(n)` forgets the last n
-    tokens, `snapshot` copies what `rewind` cannot remake. A call without a cache computes `value`.
-    """
+    Its meaning is that of `value` over all tokens appended so far. A cache holds it: `append`
+    changes only the units the new tokens touch, `close` seals a full unit, `rewind(n)` forgets the
+    last n tokens, `snapshot` copies what `rewind` cannot remake. A call without a cache computes
+    `value`."""
 
     value: Node
     name: str

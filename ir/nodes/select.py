@@ -1,8 +1,8 @@
 """Which keys a query sees. A selection is a value; it denotes a set of (query, key) token pairs.
 
-Leaves are lists (`TopK`, `Given`) or rules (`Sink`, `Local`, `Causal`, `MaskMod`); `Union` and `Intersect` combine
-any of them. A list has granules: an index stands for `unit` key tokens, a row for some query tokens.
-"""
+Leaves are lists (`TopK`, `Given`) or rules (`Sink`, `Local`, `Causal`, `MaskMod`); `Union` and
+`Intersect` combine any of them. A list has granules: an index stands for `unit` key tokens, a row
+for some query tokens."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Selection(Node):
 class TopK(Selection):
     """Keep the k best-scored units of each row; a list.
 
-    scores [B,Hs,Nq,Nk] f32 -> indices [B,Hs,Nq,k] i32, ascending, -1 at the end, and counts [B,Hs,Nq] i32.
-    A tie goes to the lower index. Units of `always` (`Sink` and `Local` in units) count towards k and are kept
-    whatever their score. k is clamped to the candidates there are; it may depend on Skv.
-    """
+    scores [B,Hs,Nq,Nk] f32 -> indices [B,Hs,Nq,k] i32, ascending, -1 at the end, and counts
+    [B,Hs,Nq] i32. A tie goes to the lower index. Units of `always` (`Sink` and `Local` in units)
+    count towards k and are kept whatever their score. k is clamped to the candidates there are; it
+    may depend on Skv."""
 
     scores: Node
     k: Dim
@@ -46,10 +46,9 @@ class TopK(Selection):
 class Given(Selection):
     """A list the user brings: `block_indices` (with counts) or a boolean `block_mask`.
 
-    form "indices": indices [B|1, Hs, Nq, K] i32, -1 for no unit; counts [B|1, Hs, Nq] i32.
-    form "mask": mask [B|1, Hs, Nq, Nk] bool. Hs is 1, Hkv or Hq. Row r covers the query rows r*block_q … (by row, not by
-    position); unit u covers the key tokens u*block_k ….
-    """
+    form "indices": indices [B|1, Hs, Nq, K] i32, -1 for no unit; counts [B|1, Hs, Nq] i32. form
+    "mask": mask [B|1, Hs, Nq, Nk] bool. Hs is 1, Hkv or Hq. Row r covers the query rows r*block_q …
+    (by row, not by position); unit u covers the key tokens u*block_k …."""
 
     form: Literal["indices", "mask"]
     tensor: Node
@@ -90,7 +89,8 @@ class Everything(Selection):
 
 @dataclass(frozen=True, slots=True)
 class MaskMod(Selection):
-    """A traced rule over (b, h, q, k), q and k being plain row and key numbers as in FlexAttention."""
+    """A traced rule over (b, h, q, k), q and k being plain row and key numbers as in
+    FlexAttention."""
 
     predicate: Expr
     tables: tuple[Node, ...] = ()
@@ -123,8 +123,8 @@ def _parts(selection: Selection, kind: type[Union] | type[Intersect]) -> tuple[N
 class Region(Selection):
     """The normal form `infer_masks` gives: one predicate over (b, h, q, k) and flags of lists.
 
-    The symbol chosen<n> of the predicate is true where list n holds the pair. k numbers the entries of the stream.
-    """
+    The symbol chosen<n> of the predicate is true where list n holds the pair. k numbers the entries
+    of the stream."""
 
     predicate: Expr
     lists: tuple[Node, ...] = ()

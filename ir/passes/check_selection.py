@@ -11,7 +11,8 @@ from spcomp.ir.units import units_of
 def check_selection(program: Program) -> Program:
     """Check k >= 0 and that no forced set is larger than its k.
 
-    k is clamped at run time to the candidates there are, so only what is wrong for every length is refused.
+    k is clamped at run time to the candidates there are, so only what is wrong for every length is
+    refused.
 
     Rewrite: none.
     Needs:   infer_types.
@@ -51,8 +52,8 @@ def _check(node: TopK) -> None:
 def straddle(node: TopK) -> int:
     """Give the units a row may have to keep beyond k, because its queries stand in several units.
 
-    A row of `granule` queries covers at most ceil((granule - 1) / unit) + 1 units, of which `Local` counts one.
-    """
+    A row of `granule` queries covers at most ceil((granule - 1) / unit) + 1 units, of which `Local`
+    counts one."""
     granule = units_of(node.scores.q).stride  # type: ignore[attr-defined]
     unit = units_of(node.scores.k).stride  # type: ignore[attr-defined]
     has_local = any(isinstance(a, Local) for a in node.always)

@@ -18,11 +18,15 @@ def cut(
 ) -> Plan:
     """Cut a program into launches; values that cross a cut become typed buffers.
 
-    Rewrite: attend(q, gather(s, region(p, [topk(score(a, b))]))) -> pool; select; tiles; attend   (query-major)
-                                                                 -> pool; select; invert; attend_keys; merge  (key-major)
-                                                                 -> pool; score; topk; attend_gather; merge   (decode)
+    Rewrite: attend(q, gather(s, region(p, [topk(score(a, b))]))) -> pool; select; tiles; attend
+             (query-major)
+                                                                 -> pool; select; invert;
+                                                                 attend_keys; merge  (key-major)
+                                                                 -> pool; score; topk;
+                                                                 attend_gather; merge   (decode)
     Needs:   infer_masks, check_selection; a schedule with the axes of every kernel.
-    Gives:   each stage in exactly one launch; a Gather shares its Attend's launch; scratch bounded by slabs.
+    Gives:   each stage in exactly one launch; a Gather shares its Attend's launch; scratch bounded
+             by slabs.
     Raises:  CannotLower.
     """
     plan = PlanBuilder(phase, schedule)

@@ -30,7 +30,8 @@ from spcomp.ir.units import Units, position, units_of
 def infer_masks(program: Program) -> Program:
     """Give every attended stream a region: a predicate over (b, h, q, k) and the lists it reads.
 
-    Rewrite: attend(q, gather(s, topk | window(w)), causal) -> attend(q, gather(s, region(p, lists)))
+    Rewrite: attend(q, gather(s, topk | window(w)), causal) -> attend(q, gather(s, region(p,
+             lists)))
              where p = (chosen0 | t - w < k <= t) & k <= t
     Needs:   infer_types.
     Gives:   every Gather holds a Region; no Attend has a causal flag left.
@@ -43,12 +44,12 @@ def infer_masks(program: Program) -> Program:
 
 def _rewritten(node: Node) -> Node:
     if isinstance(node, Merge):
-        return rebuild(node, lambda part: _rewritten(part) if isinstance(part, (Attend, Merge)) else part)
+        return rebuild(
+            node, lambda part: _rewritten(part) if isinstance(part, (Attend, Merge)) else part
+        )
     assert isinstance(node, Attend)
     streams = tuple(_region(part, node.causal) for part in node.streams)
-    return Attend(
-        node.q, streams, False, node.scale, node.score_mod, node.tables, where=node.where
-    )
+    return Attend(node.q, streams, False, node.scale, node.score_mod, node.tables, where=node.where)
 
 
 def _region(part: Node, causal: bool) -> Gather:
@@ -116,7 +117,10 @@ class _Builder:
         if unit.stride % self.entries.stride or self.entries.block != self.entries.stride:
             raise CannotLower(
                 where=selection.where,
-                what=f"gathering units of {unit.stride} tokens from a stream of units of {self.entries.block}",
+                what=(
+                    f"gathering units of {unit.stride} tokens from a stream of units of "
+                    f"{self.entries.block}"
+                ),
                 why="a selected unit is not a whole number of the stream's entries",
                 way_out="select units that are a multiple of the stream's units.",
             )

@@ -7,7 +7,8 @@ from spcomp.ir.types import types_of
 
 
 def infer_types(program: Program) -> Program:
-    """Check that every stage can be typed; the program is unchanged, types are read with `types_of`.
+    """Check that every stage can be typed; the program is unchanged, types are read with
+    `types_of`.
 
     Rewrite: none.
     Needs:   nothing.

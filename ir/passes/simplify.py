@@ -10,7 +10,8 @@ from spcomp.ir.program import Program
 def simplify(program: Program) -> Program:
     """Drop identity stages.
 
-    Rewrite: downsample(x, block=1, by=mean|max|min) -> x;  merge(a) -> a;  merge(merge(a, b), c) -> merge(a, b, c)
+    Rewrite: downsample(x, block=1, by=mean|max|min) -> x;  merge(a) -> a;  merge(merge(a, b), c) ->
+             merge(a, b, c)
     Needs:   nothing.
     Gives:   no identity stage left.
     """
@@ -21,9 +22,7 @@ def simplify(program: Program) -> Program:
             seen[node] = _one(rebuild(node, simpler))
         return seen[node]
 
-    return Program(
-        program.name, program.parameters, simpler(program.result), where=program.where
-    )
+    return Program(program.name, program.parameters, simpler(program.result), where=program.where)
 
 
 def _one(node: Node) -> Node:

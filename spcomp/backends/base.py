@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from spcomp.ir.passes.fit_target import Refusal
 from spcomp.ir.plan import Plan
 from spcomp.ir.schedule import KernelAxes
 from spcomp.ir.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+__all__ = [
+    "Backend",
+    "BuiltKernel",
+    "Executable",
+    "Refusal",
+    "Source",
+    "SourceFile",
+    "Specialisation",
+]
 
 DTYPES = ("float32", "float16", "bfloat16")
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -30,15 +41,6 @@ class Specialisation:
     def element_bytes(self) -> int:
         """Bytes of one element of q, k and v."""
         return ELEMENT_BYTES[self.dtype]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a plan cannot be built, with the figures, and the way out."""
-
-    what: str
-    reason: str
-    way_out: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,9 @@ class Executable(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Run the plan.
 
-        tensors: q, k, v and the captured tables by buffer name; dims: the symbols of `ir/dims.py`; kept: state buffers
-        a cache already holds (by `Buffer.state`), whose pool launches are skipped.
-        Returns out [B,Hq,Sq,Dv] and lse [B,Hq,Sq] f32.
-        """
+        tensors: q, k, v and the captured tables by buffer name; dims: the symbols of `ir/dims.py`;
+        kept: state buffers a cache already holds (by `Buffer.state`), whose pool launches are
+        skipped. Returns out [B,Hq,Sq,Dv] and lse [B,Hq,Sq] f32."""
         ...
 
     def update(
@@ -103,7 +104,8 @@ class Executable(Protocol):
         kept: Mapping[str, Tensor],
         begin: int,
     ) -> None:
-        """Bring the state buffers in `kept` up to date for the tokens begin … Skv-1 of tensors["k"], tensors["v"]."""
+        """Bring the state buffers in `kept` up to date for the tokens begin … Skv-1 of
+        tensors["k"], tensors["v"]."""
         ...
 
 

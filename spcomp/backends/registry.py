@@ -1,8 +1,9 @@
-"""The list of backends; each is imported when asked for. Third parties join by the entry point `spcomp.backends`."""
+"""The list of backends; each is imported when asked for. Third parties join by the entry point
+`spcomp.backends`."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -21,7 +22,7 @@ def names() -> tuple[str, ...]:
     return (*SHIPPED, *(e.name for e in entry_points(group="spcomp.backends")))
 
 
-@lru_cache(maxsize=None)
+@cache
 def backend(name: str) -> Backend:
     """Give a backend by name.
 

@@ -7,8 +7,14 @@ from typing import Any
 
 import click
 
-from spcomp.cli.comparison import Comparison, compare
-from spcomp.cli.options import Dtype, Shape, as_json, pattern_argument, values_of
+from spcomp.cli.comparison import Comparison, check_is_mask, compare
+from spcomp.cli.options import (
+    as_json,
+    dtype_option,
+    pattern_argument,
+    shape_option,
+    values_of,
+)
 from spcomp.cli.output import print_json, print_table, say
 from spcomp.cli.patterns import load_pattern
 
@@ -17,10 +23,10 @@ INTERPRETED = {**PREFILL, "Hq": 2, "Hkv": 1, "Sq": 37, "Skv": 200}
 DECODE = {"Sq": 1}
 
 
-@click.command()
+@click.command(short_help="Compare a pattern with float64 attention.")
 @pattern_argument
-@click.option("--shape", type=Shape(), help="Lengths; by default small awkward ones.")
-@click.option("--dtype", type=Dtype(), default="bf16", show_default=True)
+@shape_option("Lengths; by default small awkward ones.")
+@dtype_option
 @click.option(
     "--backend", help="reference or triton. By default triton with a card, reference without one."
 )
@@ -43,6 +49,7 @@ def check(
     bit, beside it).
     """
     made = load_pattern(pattern, values_of(settings))
+    check_is_mask(made)
     where = device or _device()
     name = backend or ("triton" if where.startswith("cuda") else "reference")
     prefill = INTERPRETED if name == "triton" and where == "cpu" else PREFILL

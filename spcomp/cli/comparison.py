@@ -12,9 +12,16 @@ from torch import Tensor
 from spcomp import api
 from spcomp.autotune.fidelity import agreement
 from spcomp.dsl import Pattern
-from spcomp.errors import CannotLower
+from spcomp.errors import SpcompError
 from spcomp.ir.nodes import Attend, Merge, Stream
 from spcomp.ir.types import is_token_stream
+
+
+class MoreThanAMask(SpcompError):
+    """The pattern's meaning is not that of a mask."""
+
+    message = "check compares with float64 attention under a mask, and '{pattern}' {why}."
+    help = "compare two backends in Python: spcomp.compile(pattern, backend=...)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +57,10 @@ def compare(
     device: str,
     seed: int,
 ) -> Comparison:
-    """Run a pattern on random tensors and compare its output with float64.
+    """Run a pattern that `check_is_mask` accepts on random tensors and compare it with float64.
 
-    Raises: CannotLower for a pattern whose meaning is more than a mask, and what the call raises.
+    Raises: what the call raises.
     """
-    _check_is_mask(pattern)
     q, k, v = _tensors(shape, getattr(torch, dtype), device, seed)
     attention = api.compile(pattern, backend=backend)
     got = attention(q, k, v)
@@ -88,28 +94,23 @@ def _tensors(
     return q, k, v
 
 
-def _check_is_mask(pattern: Pattern) -> None:
+def check_is_mask(pattern: Pattern) -> None:
     """Refuse a pattern that is more than softmax attention under a mask.
 
-    Raises: CannotLower.
+    Raises: MoreThanAMask.
     """
     for node in pattern.program.stages():
         why = ""
         if isinstance(node, Attend) and node.score_mod is not None:
-            why = "it changes scores by a score_mod"
+            why = "changes scores by a score_mod"
         elif isinstance(node, Merge) and node.by == "gates":
-            why = "it joins results by gates"
+            why = "joins results by gates"
         elif isinstance(node, Attend) and len(node.streams) > 1:
-            why = "it attends to several streams"
+            why = "attends to several streams"
         elif isinstance(node, Stream) and not is_token_stream(node):
-            why = "it attends to pooled keys"
+            why = "attends to pooled keys"
         if why:
-            raise CannotLower(
-                where=node.where,
-                what="this pattern to a mask over float64 attention",
-                why=why,
-                way_out="compare two backends in Python: spcomp.compile(pattern, backend=...).",
-            )
+            raise MoreThanAMask(where=node.where, pattern=pattern.name, why=why)
 
 
 def _scale(pattern: Pattern) -> float | None:

@@ -33,7 +33,7 @@ from spcomp.version import VERSION
 BINARY = {"cuda": ".cubin", "hip": ".hsaco"}
 
 
-@click.command("compile")
+@click.command("compile", short_help="Write source, binaries and a manifest for a target.")
 @pattern_argument
 @phase_option
 @lowering_options
@@ -72,21 +72,27 @@ def compile_files(
         schedule=schedule_of(setup, axes),
     )
     source = compiler.emit(plan, setup.backend, setup.target, setup.spec)
+    _make(folder)
     say(f"compiling {len(source.files)} kernels of {plan.pattern} for {setup.target.title}")
     built = _built(source, setup)
     texts = {"pattern.ir": print_program(made.program), "plan.txt": print_plan(plan)}
     manifest = _manifest(plan, source, setup, built)
-    try:
-        _write(folder, source, built, {**texts, "manifest.json": json.dumps(manifest, indent=2)})
-    except OSError as error:
-        raise click.BadParameter(
-            f"cannot write {folder}: {error.strerror}.", param_hint="-o"
-        ) from None
+    _write(folder, source, built, {**texts, "manifest.json": json.dumps(manifest, indent=2)})
     if json_:
         print_json({"folder": str(folder), **manifest})
     else:
         _print(manifest)
         say(f"wrote {folder}")
+
+
+def _make(folder: Path) -> None:
+    """Make the folder before the long part, so that a wrong name costs no time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(
+            f"cannot make the folder {folder}: {error.strerror}.", param_hint="-o"
+        ) from None
 
 
 def _built(source: Source, setup: Setup) -> tuple[BuiltKernel, ...]:
@@ -155,7 +161,6 @@ def _sha256(data: bytes) -> str:
 def _write(
     folder: Path, source: Source, built: tuple[BuiltKernel, ...], texts: Mapping[str, str]
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     suffix = BINARY[source.target.arch.partition(":")[0]]
     for file, kernel in zip(source.files, built, strict=True):
         path = folder / file.file_name

@@ -95,7 +95,7 @@ def _settings() -> list[dict[str, str]]:
 
 
 def _problems(found: dict[str, Any]) -> list[str]:
-    problems = []
+    problems: list[str] = []
     if found["packages"]["torch"] is None:
         problems.append("torch is not installed: pip install torch")
     if not found["cache"]["writable"]:
@@ -104,7 +104,7 @@ def _problems(found: dict[str, Any]) -> list[str]:
         settings.current()
     except SpcompError as error:
         problems.append(str(error))
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _print(found: dict[str, Any], problems: list[str]) -> None:

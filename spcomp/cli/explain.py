@@ -11,12 +11,12 @@ from spcomp import compiler
 from spcomp.cli.costs import cost_rows
 from spcomp.cli.options import (
     Setup,
-    Shape,
     as_json,
     lowering_options,
     pattern_argument,
     schedule_of,
     setup_for,
+    shape_option,
     values_of,
 )
 from spcomp.cli.output import mebibytes, print_json, print_table, scaled
@@ -27,10 +27,10 @@ from spcomp.ir.plan import Plan
 DECODE_ROWS = 16  # a call with at most this many query rows runs the plan of decode
 
 
-@click.command()
+@click.command(short_help="Say what a call of a shape runs, and why.")
 @pattern_argument
 @lowering_options
-@click.option("--shape", type=Shape(), required=True, help="The lengths of the call.")
+@shape_option("The lengths of the call.", required=True)
 @as_json
 def explain(
     pattern: str,
@@ -94,6 +94,9 @@ def _print(plan: Plan, setup: Setup, rows: Mapping[str, Any]) -> None:
     click.echo(f"  phase    {plan.phase}: {shape['Sq']} query rows, {shape['Skv']} keys")
     for note in plan.notes:
         click.echo(f"  order    {note}")
+    for state in dict.fromkeys(b["state"].partition(".")[0] for b in rows["buffers"]):
+        if state:
+            click.echo(f"  state    {state}: a cache keeps it, and pool makes only the new units")
     click.echo(
         f"  slabs    {rows['slabs']} of {rows['slab_rows']} rows, "
         f"{mebibytes(rows['slab_scratch_bytes'])} of scratch"

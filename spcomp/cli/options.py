@@ -166,6 +166,11 @@ def values_of(settings: tuple[tuple[str, Value], ...]) -> Mapping[str, Value]:
     return dict(settings)
 
 
+def shape_option(text: str, *, required: bool = False) -> Callable[[F], F]:
+    """Give the option --shape with its help."""
+    return click.option("--shape", type=Shape(), required=required, metavar=Shape.name, help=text)
+
+
 def _stacked(*options: Callable[[F], F]) -> Callable[[F], F]:
     def apply(function: F) -> F:
         for option in reversed(options):
@@ -188,6 +193,10 @@ pattern_argument = _stacked(
     ),
 )
 
+dtype_option = click.option(
+    "--dtype", type=Dtype(), default="bf16", show_default=True, metavar=Dtype.name
+)
+
 phase_option = click.option(
     "--phase", type=click.Choice(PHASES), default="prefill", show_default=True
 )
@@ -195,7 +204,7 @@ phase_option = click.option(
 lowering_options = _stacked(
     click.option("--order", type=click.Choice(ORDERS), help="Insist on a loop order of prefill."),
     click.option("--target", default="sm90", show_default=True, help="The chip to lower for."),
-    click.option("--dtype", type=Dtype(), default="bf16", show_default=True),
+    dtype_option,
     click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True),
     click.option("--value-dim", type=click.IntRange(1), help="Default: the head dimension."),
     click.option(

@@ -11,13 +11,13 @@ from spcomp import compiler
 from spcomp.cli.costs import cost_rows, print_costs
 from spcomp.cli.options import (
     Setup,
-    Shape,
     as_json,
     lowering_options,
     pattern_argument,
     phase_option,
     schedule_of,
     setup_for,
+    shape_option,
     values_of,
 )
 from spcomp.cli.output import print_json
@@ -34,7 +34,7 @@ PASSES = tuple(step.__name__ for step in PATTERN_PIPELINE)
 FORMATS = ("tree", "dot", "mermaid")
 
 
-@click.command()
+@click.command(short_help="Print a pattern at a level, or what it costs.")
 @pattern_argument
 @click.option("--at", "level", type=click.Choice(LEVELS), default="plan", show_default=True)
 @click.option("--after", type=click.Choice(PASSES), help="The pattern level after this pass.")
@@ -42,7 +42,7 @@ FORMATS = ("tree", "dot", "mermaid")
 @phase_option
 @lowering_options
 @click.option("--cost", is_flag=True, help="Print the cost formulas, and values with --shape.")
-@click.option("--shape", type=Shape(), help="The lengths to evaluate the cost for.")
+@shape_option("The lengths to evaluate the cost for.")
 @as_json
 def show(
     pattern: str,

@@ -36,9 +36,8 @@ class Pattern:
 class PatternFunction:
     """What `@pattern` makes of a function.
 
-    Called with hyper-parameters only it gives a `Pattern`; called inside another pattern with stages for q, k, v it
-    gives the result stage, so patterns compose.
-    """
+    Called with hyper-parameters only it gives a `Pattern`; called inside another pattern with
+    stages for q, k, v it gives the result stage, so patterns compose."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -125,7 +124,8 @@ def _plain(value: Any) -> bool | int | float | str | None:
 def pattern(function: Callable[..., Any]) -> PatternFunction:
     """Declare a sparse-attention pattern.
 
-    The function takes q, k, v and hyper-parameters by keyword, and returns the result of `attend` or `merge`:
+    The function takes q, k, v and hyper-parameters by keyword, and returns the result of `attend`
+    or `merge`:
 
         @pattern
         def local_blocks(q, k, v, *, size=1024):

@@ -51,8 +51,8 @@ def everything() -> Everything:
 def mask_mod(rule: Callable[..., Any]) -> MaskMod:
     """A FlexAttention `mask_mod(b, h, q_idx, kv_idx)`, traced into an expression.
 
-    The rule sees plain row and key numbers. Tensors it indexes become inputs of the kernels, numbers
-    it closes over enter the generated text.
+    The rule sees plain row and key numbers. Tensors it indexes become inputs of the kernels,
+    numbers it closes over enter the generated text.
     Raises: ControlFlowOnData, NotTraceable.
     """
     predicate, tables = trace_mask_mod(rule)
@@ -65,8 +65,9 @@ def block_indices(
 ) -> Given:
     """Units of keys listed by the user.
 
-    indices [B|1, Hs, Nq, K] int32, -1 for no unit; counts [B|1, Hs, Nq] int32 (default: the entries that are not -1).
-    Hs is 1, Hkv or Hq. block: tokens of a (query row, key unit), or one number for both.
+    indices [B|1, Hs, Nq, K] int32, -1 for no unit; counts [B|1, Hs, Nq] int32 (default: the entries
+    that are not -1). Hs is 1, Hkv or Hq. block: tokens of a (query row, key unit), or one number
+    for both.
     Raises: ShapeMismatch on wrong ranks.
     """
     _rank("block_indices", "indices", indices, 4)
@@ -89,7 +90,8 @@ def block_mask(mask: Tensor, *, block: int | tuple[int, int]) -> Given:
 
 
 def flex_block_mask(mask: Any) -> Selection:
-    """A `torch.nn.attention.flex_attention.BlockMask`: its full blocks, and its partial blocks under its mask_mod."""
+    """A `torch.nn.attention.flex_attention.BlockMask`: its full blocks, and its partial blocks
+    under its mask_mod."""
     if not _is_block_mask(mask):
         raise WrongStage(
             where=user_line(),
@@ -100,15 +102,18 @@ def flex_block_mask(mask: Any) -> Selection:
             way_out="torch.nn.attention.flex_attention.create_block_mask makes one.",
         )
     record = _record("flex_block_mask")
-    lengths = tuple(int(n) for n in mask.seq_lengths)
+    lengths = int(mask.seq_lengths[0]), int(mask.seq_lengths[1])
     rule, tables = trace_mask_mod(mask.mask_mod)
 
     def listed(indices: Tensor, counts: Tensor) -> Given:
-        nodes = record.capture(indices), record.capture(counts)
-        return Given("indices", *nodes, *mask.BLOCK_SIZE, built_for=lengths, where=user_line())  # type: ignore[arg-type]
+        rows, keys = (int(n) for n in mask.BLOCK_SIZE)
+        held = record.capture(counts)
+        return Given(
+            "indices", record.capture(indices), held, rows, keys, lengths, where=user_line()
+        )
 
     partial = listed(mask.kv_indices, mask.kv_num_blocks)
-    inside = MaskMod(rule, tables, "BlockMask.mask_mod", lengths, where=user_line())  # type: ignore[arg-type]
+    inside = MaskMod(rule, tables, "BlockMask.mask_mod", lengths, where=user_line())
     selection: Selection = partial & inside
     if mask.full_kv_indices is not None:
         selection = listed(mask.full_kv_indices, mask.full_kv_num_blocks) | selection
@@ -125,8 +130,13 @@ def as_selection(verb: str, value: Any) -> Selection:
     if _is_block_mask(value):
         return flex_block_mask(value)
     check.stage(
-        verb, "selection", value, (Selection,), "a selection",
-        "use topk(...), window(...), sink(...), mask_mod(fn), block_mask(t, block=...), or a | or & of them.",
+        verb,
+        "selection",
+        value,
+        (Selection,),
+        "a selection",
+        "use topk(...), window(...), sink(...), mask_mod(fn), block_mask(t, block=...), "
+        "or a | or & of them.",
     )
     assert isinstance(value, Selection)
     return value

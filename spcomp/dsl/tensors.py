@@ -1,4 +1,5 @@
-"""Lists the user brings, in the one form plans read: ascending, each unit once, -1 at the end, counts apart."""
+"""Lists the user brings, in the one form plans read: ascending, each unit once, -1 at the end,
+counts apart."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def canonical_lists(pattern: Pattern) -> Pattern:
 
     def visit(node: Node) -> Node:
         if node not in seen:
-            seen[node] = _canonical(node, tensors) if isinstance(node, Given) else rebuild(node, visit)
+            seen[node] = (
+                _canonical(node, tensors) if isinstance(node, Given) else rebuild(node, visit)
+            )
         return seen[node]
 
     result = visit(pattern.program.result)
@@ -49,7 +52,8 @@ def _canonical(node: Given, tensors: dict[str, Tensor]) -> Given:
 
 
 def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the lists of a boolean mask [B,H,Nq,Nk]: indices [B,H,Nq,K] i32 and counts [B,H,Nq] i32."""
+    """Give the lists of a boolean mask [B,H,Nq,Nk]: indices [B,H,Nq,K] i32 and counts [B,H,Nq]
+    i32."""
     import torch
 
     units = torch.arange(mask.shape[-1], device=mask.device, dtype=torch.int32)

@@ -1,8 +1,8 @@
 """Tracing a user's callable with symbolic operands into an element expression.
 
-The callable runs once, on `Traced` values. Python operators and a few torch functions build the expression; indexing a tensor
-with a traced value captures the tensor. Anything that needs a concrete value (`if`, `int()`, `.item()`) is refused with its line.
-"""
+The callable runs once, on `Traced` values. Python operators and a few torch functions build the
+expression; indexing a tensor with a traced value captures the tensor. Anything that needs a
+concrete value (`if`, `int()`, `.item()`) is refused with its line."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ Traceable = Callable[..., Any]
 _OPERAND = (bool, int, float)
 
 
+def _operator(name: str, swap: bool = False) -> Callable[[Traced, Any], Traced]:
+    """Make the method of one Python operator."""
+
+    def method(self: Traced, other: Any) -> Traced:
+        return self._op(name, other, swap=swap)
+
+    return method
+
+
 class Traced:
     """A value that is known only inside the kernel."""
 
@@ -36,6 +45,30 @@ class Traced:
         if swap:
             operands.reverse()
         return Traced(E.op(name, *operands), self.trace)
+
+    __add__, __radd__ = _operator("add"), _operator("add", swap=True)
+    __sub__, __rsub__ = _operator("sub"), _operator("sub", swap=True)
+    __mul__, __rmul__ = _operator("mul"), _operator("mul", swap=True)
+    __floordiv__, __rfloordiv__ = _operator("floordiv"), _operator("floordiv", swap=True)
+    __mod__, __rmod__ = _operator("mod"), _operator("mod", swap=True)
+    __truediv__, __rtruediv__ = _operator("div"), _operator("div", swap=True)
+    __lt__ = _operator("lt")
+    __le__ = _operator("le")
+    __gt__ = _operator("gt")
+    __ge__ = _operator("ge")
+    __and__, __rand__ = _operator("and"), _operator("and", swap=True)
+    __or__, __ror__ = _operator("or"), _operator("or", swap=True)
+    __eq__ = _operator("eq")  # type: ignore[assignment]
+    __ne__ = _operator("ne")  # type: ignore[assignment]
+
+    def __neg__(self) -> Traced:
+        return self._op("neg")
+
+    def __abs__(self) -> Traced:
+        return self._op("abs")
+
+    def __invert__(self) -> Traced:
+        return self._op("not")
 
     def __bool__(self) -> bool:
         raise ControlFlowOnData(
@@ -57,7 +90,9 @@ class Traced:
         return self.__index__()
 
     def __getattr__(self, name: str) -> Any:
-        raise NotTraceable(where=user_line(), callable=self.trace.name, operation=f"the attribute .{name}")
+        raise NotTraceable(
+            where=user_line(), callable=self.trace.name, operation=f"the attribute .{name}"
+        )
 
     def to(self, *_: Any, **__: Any) -> Traced:
         """Keep the value: an expression has no dtype of its own."""
@@ -71,29 +106,11 @@ class Traced:
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        trace = next(a.trace for a in _flat((*args, *(kwargs or {}).values())) if isinstance(a, Traced))
+        trace = next(
+            a.trace for a in _flat((*args, *(kwargs or {}).values())) if isinstance(a, Traced)
+        )
         return trace.torch_call(func, args)
 
-
-def _binary(name: str, swap: bool = False) -> Callable[[Traced, Any], Traced]:
-    def method(self: Traced, other: Any) -> Traced:
-        return self._op(name, other, swap=swap)
-
-    return method
-
-
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
-    setattr(Traced, f"__{_name}__", _binary(_name))
-    setattr(Traced, f"__r{_name}__", _binary(_name, swap=True))
-setattr(Traced, "__truediv__", _binary("div"))
-setattr(Traced, "__rtruediv__", _binary("div", swap=True))
-for _name in ("lt", "le", "gt", "ge", "eq", "ne", "and", "or"):
-    setattr(Traced, f"__{_name}__", _binary(_name))
-setattr(Traced, "__rand__", _binary("and", swap=True))
-setattr(Traced, "__ror__", _binary("or", swap=True))
-setattr(Traced, "__neg__", lambda self: self._op("neg"))
-setattr(Traced, "__abs__", lambda self: self._op("abs"))
-setattr(Traced, "__invert__", lambda self: self._op("not"))
 
 _TORCH = {
     "where": "where",
@@ -142,7 +159,9 @@ class _Trace:
         if _is_scalar_tensor(value):
             return self.load(value, ())
         raise NotTraceable(
-            where=user_line(), callable=self.name, operation=f"an operand of type {type(value).__name__}"
+            where=user_line(),
+            callable=self.name,
+            operation=f"an operand of type {type(value).__name__}",
         )
 
     def load(self, tensor: Tensor, index: tuple[Any, ...]) -> E.Expr:
@@ -187,7 +206,8 @@ def _run(rule: Traceable, symbols: tuple[str, ...], role: str) -> tuple[E.Expr, 
     trace = _Trace(getattr(rule, "__name__", role), current() or Recording())
 
     class Interceptor(TorchFunctionMode):
-        """Sees plain tensors indexed by traced values, which the operand protocol alone does not."""
+        """Sees plain tensors indexed by traced values, which the operand protocol alone does
+        not."""
 
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None

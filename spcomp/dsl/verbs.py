@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -43,8 +44,9 @@ def downsample(
 ) -> Downsample:
     """Pool each unit of `block` tokens into one vector.
 
-    x [B,H,S,D] -> [B,H,U,D] in x's dtype; by "mean", "max", "min" or "minmax" (both, for an upper bound). Units start
-    every `stride` tokens (default: block). tail "keep" pools a short last unit over its real tokens, "drop" leaves it out.
+    x [B,H,S,D] -> [B,H,U,D] in x's dtype; by "mean", "max", "min" or "minmax" (both, for an upper
+    bound). Units start every `stride` tokens (default: block). tail "keep" pools a short last unit
+    over its real tokens, "drop" leaves it out.
     Raises: NegativeCount, NotANumber, UnknownChoice, WrongStage.
     """
     check.stage("downsample", "x", x, _TENSORS, _SIDES, "pool q, k or v")
@@ -57,7 +59,8 @@ def downsample(
 
 
 def cached(value: Node, *, name: str = "pages") -> State:
-    """Keep a downsampled value between decode steps; its meaning stays that of `value` over all tokens so far."""
+    """Keep a downsampled value between decode steps; its meaning stays that of `value` over all
+    tokens so far."""
     check.stage("cached", "value", value, (Downsample,), "a downsample()", "cache pooled keys")
     return State(value, name, where=user_line())
 
@@ -73,19 +76,30 @@ def score(
 ) -> Score:
     """Score units of keys for rows of queries, in float32.
 
-    q: q or a downsample() of it; units: k or a downsample() of it. By a "minmax" pair the score is the upper
-    bound of q·k inside the unit, otherwise the dot product. heads: who shares one list, "query" (each query head its own),
-    "group" (the heads of a KV head) or "all"; `reduce` joins their scores. mask "causal" leaves out units
-    whose last token is later than the row's last query.
+    q: q or a downsample() of it; units: k or a downsample() of it. By a "minmax" pair the score is
+    the upper bound of q·k inside the unit, otherwise the dot product. heads: who shares one list,
+    "query" (each query head its own), "group" (the heads of a KV head) or "all"; `reduce` joins
+    their scores. mask "causal" leaves out units whose last token is later than the row's last
+    query.
     Raises: UnknownChoice, NotANumber, WrongStage.
     """
-    check.stage("score", "q", q, _TENSORS, "q or a downsample() of q", "score(q, downsample(k, ...))")
-    check.stage("score", "units", units, _TENSORS, "k or a downsample() of k", "score(q, downsample(k, ...))")
+    check.stage(
+        "score", "q", q, _TENSORS, "q or a downsample() of q", "score(q, downsample(k, ...))"
+    )
+    check.stage(
+        "score",
+        "units",
+        units,
+        _TENSORS,
+        "k or a downsample() of k",
+        "score(q, downsample(k, ...))",
+    )
     check.choice("score", "mask", mask, ("causal", None))  # type: ignore[arg-type]
     check.choice("score", "heads", heads, SHARINGS)
     check.choice("score", "reduce", reduce, REDUCTIONS)
     scale = check.number("score", "scale", scale)
-    return Score(q, units, scale, mask == "causal", heads, reduce, where=user_line())  # type: ignore[arg-type]
+    line = user_line()
+    return Score(q, units, scale, mask == "causal", heads, reduce, where=line)  # type: ignore[arg-type]
 
 
 def topk(
@@ -97,8 +111,8 @@ def topk(
 ) -> TopK:
     """Keep the best units of each row; ties go to the lower index.
 
-    Give `k`, the number of units, or `fraction`, a share of all units in (0, 1]. `always` (sink and local, counted in
-    units) is kept whatever the score and counts towards k.
+    Give `k`, the number of units, or `fraction`, a share of all units in (0, 1]. `always` (sink and
+    local, counted in units) is kept whatever the score and counts towards k.
     Raises: NegativeCount, NotANumber, WrongStage; ForcedSetTooLarge when the pattern is compiled.
     """
     check.stage("topk", "scores", scores, (Score,), "a score()", "topk(score(q, units), k=8)")
@@ -148,23 +162,24 @@ def _anchors(always: Selection | Sequence[Selection], unit: int) -> tuple[Select
         flat.extend(part.parts if isinstance(part, Union) else (part,))  # type: ignore[arg-type]
     for part in flat:
         check.stage(
-            "topk", "always", part, (Sink, Local), "sink(n), local(n) or own()",
+            "topk",
+            "always",
+            part,
+            (Sink, Local),
+            "sink(n), local(n) or own()",
             "combine other selections with the result: topk(...) | selection",
         )
     return tuple(_in_units(p, unit) for p in flat)
 
 
 def _in_units(anchor: Selection, unit: int) -> Selection:
-    kind = type(anchor)
     assert isinstance(anchor, (Sink, Local))
-    return kind(anchor.count, unit, where=anchor.where)  # type: ignore[call-arg]
+    return replace(anchor, unit=unit)
 
 
 def gather(x: Node, selection: Selection) -> Gather:
     """Give the part of k, v or a stream that a selection holds."""
-    check.stage(
-        "gather", "x", x, (*_TENSORS, Stream), "k, v or a stream", "gather(k, topk(...))"
-    )
+    check.stage("gather", "x", x, (*_TENSORS, Stream), "k, v or a stream", "gather(k, topk(...))")
     return Gather(x, as_selection("gather", selection), where=user_line())
 
 
@@ -186,7 +201,9 @@ def stream(k: Node, v: Node) -> Stream:
 
 def _units(x: Node) -> tuple[int, int, str]:
     inner = x.value if isinstance(x, State) else x
-    return (inner.block, inner.stride, inner.tail) if isinstance(inner, Downsample) else (1, 1, "keep")
+    return (
+        (inner.block, inner.stride, inner.tail) if isinstance(inner, Downsample) else (1, 1, "keep")
+    )
 
 
 def _described(x: Node) -> str:
@@ -205,9 +222,10 @@ def attend(
 ) -> Attend:
     """Softmax attention over the gathered keys; one softmax over all streams.
 
-    attend(q, gather(k, sel), gather(v, sel)), attend(q, k, v), or attend(q, [gather(stream(k, v), sel), ...]).
-    mask: "causal" (aligned bottom-right), a selection, or None. scale: default 1/sqrt(D). score_mod(score, b, h, q, k)
-    changes the scaled logit. Result [B,Hq,Sq,Dv] in q's dtype; a row that sees no key gives 0 and LSE -inf.
+    attend(q, gather(k, sel), gather(v, sel)), attend(q, k, v), or attend(q, [gather(stream(k, v),
+    sel), ...]). mask: "causal" (aligned bottom-right), a selection, or None. scale: default
+    1/sqrt(D). score_mod(score, b, h, q, k) changes the scaled logit. Result [B,Hq,Sq,Dv] in q's
+    dtype; a row that sees no key gives 0 and LSE -inf.
     Raises: WrongStage when the parts do not fit together.
     """
     check.stage("attend", "q", q, (Input,), "q", "attend(q, ...)")
@@ -228,7 +246,12 @@ def _streams(k: Node | Sequence[Node], v: Node | None) -> tuple[Node, ...]:
         parts = (k,) if isinstance(k, Node) else tuple(k)
         for part in parts:
             check.stage(
-                "attend", "k", part, (Stream, Gather), "streams", "attend(q, [gather(stream(k, v), sel)])"
+                "attend",
+                "k",
+                part,
+                (Stream, Gather),
+                "streams",
+                "attend(q, [gather(stream(k, v), sel)])",
             )
         return parts
     keys, key_selection = _ungathered(k)
@@ -240,7 +263,9 @@ def _streams(k: Node | Sequence[Node], v: Node | None) -> tuple[Node, ...]:
             argument="v",
             wanted="values gathered by the selection of its keys",
             given="values gathered by another selection",
-            way_out="name the selection once: s = topk(...); attend(q, gather(k, s), gather(v, s)).",
+            way_out=(
+                "name the selection once: s = topk(...); attend(q, gather(k, s), gather(v, s))."
+            ),
         )
     pair = stream(keys, values)
     return (pair if key_selection is None else Gather(pair, key_selection, where=user_line()),)
@@ -260,6 +285,13 @@ def _narrow(part: Node, rule: Selection) -> Node:
 def merge(*parts: Node) -> Merge:
     """Join attention over disjoint key sets as if it were one softmax (by their LSE)."""
     for part in parts:
-        check.stage("merge", "parts", part, (Attend, Merge), "results of attend()", "merge(attend(...), attend(...))")
+        check.stage(
+            "merge",
+            "parts",
+            part,
+            (Attend, Merge),
+            "results of attend()",
+            "merge(attend(...), attend(...))",
+        )
     check.count("merge", "the number of parts", len(parts), least=1, counts="results to join")
     return Merge(parts, where=user_line())

@@ -1,4 +1,5 @@
-"""Every mistake a user can make gives one sentence with both figures and the way out, before any compile."""
+"""Every mistake a user can make gives one sentence with both figures and the way out, before any
+compile."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def text_of(action: Callable[[], Any]) -> str:
 
 def test_a_forced_set_larger_than_k_is_refused_at_the_users_line() -> None:
     assert text_of(lambda: sp.compile(block_topk(budget=4, sinks=1, locals=4))) == (
-        "ForcedSetTooLarge: topk keeps 4 blocks, but its forced set alone has 1 sink + 4 local = 5.\n"
+        "ForcedSetTooLarge: topk keeps 4 blocks, but its forced set alone has 1 sink + 4 "
+        "local = 5.\n"
         "  --> PLACE:  best = topk(\n"
         "  help: raise k to 5 or more, or shrink the forced set."
     )
@@ -43,7 +45,7 @@ def test_a_forced_set_larger_than_k_is_refused_at_the_users_line() -> None:
 def test_a_negative_k_is_refused() -> None:
     assert text_of(lambda: moba(k_blocks=-1)) == (
         "NegativeCount: topk was given k = -1, which is below 0.\n"
-        "  --> PLACE:  best = topk(score(q, means, mask=\"causal\"), k=k_blocks, always=own())\n"
+        '  --> PLACE:  best = topk(score(q, means, mask="causal"), k=k_blocks, always=own())\n'
         "  help: k counts units to keep; give 0 or more."
     )
 
@@ -150,9 +152,10 @@ def test_a_loop_order_that_cannot_express_the_pattern_is_refused() -> None:
     q, k, v = tensors()
     attention = sp.compile(moba(block=16, k_blocks=2), backend="triton", order="query_major")
     assert text_of(lambda: attention(q, k, v)) == (
-        "CannotLower: this selection in the loop order query_major cannot be lowered: its lists change "
+        "CannotLower: this selection in the loop order query_major cannot be lowered: its "
+        "lists change "
         "every 1 query rows, and a query tile needs multiples of 16.\n"
-        "  --> PLACE:  best = topk(score(q, means, mask=\"causal\"), k=k_blocks, always=own())\n"
+        '  --> PLACE:  best = topk(score(q, means, mask="causal"), k=k_blocks, always=own())\n'
         "  help: leave the schedule open, or take one of: gather, key_major."
     )
 
@@ -176,7 +179,8 @@ def test_a_pattern_that_returns_nothing_is_refused() -> None:
         sp.attend(q, k, v)
 
     assert text_of(forgets) == (
-        "PatternReturnsNothing: the pattern 'forgets' returned nothing, not the result of attend() or "
+        "PatternReturnsNothing: the pattern 'forgets' returned nothing, not the result of "
+        "attend() or "
         "merge().\n"
         "  --> PLACE:  @sp.pattern\n"
         "  help: end the function with `return attend(q, ...)`."
@@ -192,7 +196,8 @@ def test_a_mask_built_for_other_lengths_is_refused() -> None:
 
     q, k, v = tensors(sq=100, skv=100)
     assert text_of(lambda: sp.compile(masked)(q, k, v)) == (
-        "MaskOfOtherLength: the block_mask tensor of shape [1, 1, 2, 4] was built for 2 x 4 blocks of "
+        "MaskOfOtherLength: the block_mask tensor of shape [1, 1, 2, 4] was built for 2 x 4 "
+        "blocks of "
         "64 x 64, but q and k are Sq = 100 and Skv = 100, which make 2 x 2.\n"
         "  --> PLACE:  return sp.attend(q, k, v, mask=sp.block_mask(mask, block=64))\n"
         "  help: build it again for these lengths."
@@ -210,7 +215,8 @@ def test_a_flex_block_mask_of_other_lengths_is_refused() -> None:
 
     q, k, v = tensors(sq=128, skv=128)
     assert text_of(lambda: sp.compile(masked)(q, k, v)) == (
-        "MaskOfOtherLength: the mask was built for Sq = 128 and Skv = 256, but q and k are Sq = 128 and "
+        "MaskOfOtherLength: the mask was built for Sq = 128 and Skv = 256, but q and k are "
+        "Sq = 128 and "
         "Skv = 128.\n"
         "  --> PLACE:  return sp.attend(q, k, v, mask=flex)\n"
         "  help: build it again for these lengths."
@@ -227,7 +233,8 @@ def test_a_table_too_short_for_the_lengths_is_refused() -> None:
 
     q, k, v = tensors(sq=64, skv=64)
     assert text_of(lambda: sp.compile(documents)(q, k, v)) == (
-        "MaskOfOtherLength: the tensor table0 of shape [50], read at [q_idx], was built for indices 0 to "
+        "MaskOfOtherLength: the tensor table0 of shape [50], read at [q_idx], was built for "
+        "indices 0 to "
         "49 on axis 0, but q and k are Sq = 64 and Skv = 64, which read 0 to 63.\n"
         "  --> PLACE:  same = sp.mask_mod(lambda b, h, i, j: ids[i] == ids[j])\n"
         "  help: build it again for these lengths."
@@ -239,7 +246,7 @@ def test_control_flow_on_data_is_refused_at_its_line() -> None:
     def branching(q, k, v):  # type: ignore[no-untyped-def]
         def rule(b, h, i, j):  # type: ignore[no-untyped-def]
             if i > j:
-                return True
+                return j > 3
             return False
 
         return sp.attend(q, k, v, mask=sp.mask_mod(rule))
@@ -248,7 +255,8 @@ def test_control_flow_on_data_is_refused_at_its_line() -> None:
         "ControlFlowOnData: 'rule' branches on a value that is known only when the kernel runs "
         "((q_idx > kv_idx)).\n"
         "  --> PLACE:  if i > j:\n"
-        "  help: use torch.where(condition, a, b), or combine conditions with & and | instead of `if`, "
+        "  help: use torch.where(condition, a, b), or combine conditions with & and | "
+        "instead of `if`, "
         "`and`, `or`, `not`."
     )
 
@@ -260,8 +268,10 @@ def test_a_torch_function_without_an_expression_is_refused() -> None:
 
     assert text_of(sines) == (
         "NotTraceable: '<lambda>' calls torch.sin, which has no element expression.\n"
-        "  --> PLACE:  return sp.attend(q, k, v, mask=sp.mask_mod(lambda b, h, i, j: torch.sin(i) > 0))\n"
-        "  help: use + - * // % comparisons & | ~, torch.where, minimum, maximum, abs, exp, log, tanh, and "
+        "  --> PLACE:  return sp.attend(q, k, v, mask=sp.mask_mod(lambda b, h, i, j: "
+        "torch.sin(i) > 0))\n"
+        "  help: use + - * // % comparisons & | ~, torch.where, minimum, maximum, abs, exp, "
+        "log, tanh, and "
         "tensor[index]."
     )
 
@@ -273,7 +283,8 @@ def test_stages_in_the_wrong_place_are_refused() -> None:
         return sp.attend(q, sp.gather(k, best), sp.gather(v, best))
 
     assert text_of(lambda: sp.compile(swapped)) == (
-        "WrongStage: score takes queries as its q, but was given something made from the key input.\n"
+        "WrongStage: score takes queries as its q, but was given something made from the key "
+        "input.\n"
         "  --> PLACE:  best = sp.topk(sp.score(k, sp.downsample(q, block=16)), k=2)\n"
         "  help: score(q side, k side): the first ranks, the second is ranked."
     )
@@ -285,9 +296,11 @@ def test_two_selections_for_keys_and_values_are_refused() -> None:
         return sp.attend(q, sp.gather(k, sp.window(4)), sp.gather(v, sp.window(5)))
 
     assert text_of(torn) == (
-        "WrongStage: attend takes values gathered by the selection of its keys as its v, but was given "
+        "WrongStage: attend takes values gathered by the selection of its keys as its v, but "
+        "was given "
         "values gathered by another selection.\n"
-        "  --> PLACE:  return sp.attend(q, sp.gather(k, sp.window(4)), sp.gather(v, sp.window(5)))\n"
+        "  --> PLACE:  return sp.attend(q, sp.gather(k, sp.window(4)), sp.gather(v, "
+        "sp.window(5)))\n"
         "  help: name the selection once: s = topk(...); attend(q, gather(k, s), gather(v, s))."
     )
 
@@ -301,15 +314,18 @@ def test_units_that_no_tile_divides_are_refused_by_name() -> None:
 
     q, k, v = tensors()
     assert text_of(lambda: sp.compile(odd, backend="triton")(q, k, v)) == (
-        "CannotLower: a union of lists with units of 10 tokens cannot be lowered: tiles must divide every "
+        "CannotLower: a union of lists with units of 10 tokens cannot be lowered: tiles must "
+        "divide every "
         "unit, and the largest that does is below 16 tokens.\n"
+        "  --> PLACE:  return sp.attend(q, sp.gather(k, both), sp.gather(v, both))\n"
         "  help: use units that are multiples of 16, or backend='reference'."
     )
 
 
 def test_a_wrong_hyper_parameter_is_refused_with_the_signature() -> None:
     assert text_of(lambda: quest(pages=4)) == (
-        "WrongArguments: the pattern 'quest' was called wrongly: got an unexpected keyword argument "
+        "WrongArguments: the pattern 'quest' was called wrongly: got an unexpected keyword "
+        "argument "
         "'pages'.\n"
         "  --> PLACE:  @pattern\n"
         "  help: its signature is quest(q, k, v, *, page=16, budget=2048, heads='query')."

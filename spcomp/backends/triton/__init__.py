@@ -35,7 +35,10 @@ class TritonBackend:
                     backend=self.name,
                     device="cpu",
                     why=", since Triton's interpreter is off",
-                    way_out="use backend='reference', or set TRITON_INTERPRET=1 before the first import of triton.",
+                    way_out=(
+                        "use backend='reference', or set TRITON_INTERPRET=1 before the first "
+                        "import of triton."
+                    ),
                 )
             return INTERPRETER
         return _gpu_target(device)

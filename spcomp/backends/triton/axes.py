@@ -79,7 +79,8 @@ def _shrink(axes: dict[str, int], target: Target, spec: Specialisation) -> None:
 
 
 def attend_bytes(axes: dict[str, int], rows: str, spec: Specialisation) -> int:
-    """Estimate the on-chip bytes of an attend program: its queries, and keys and values in flight."""
+    """Estimate the on-chip bytes of an attend program: its queries, and keys and values in
+    flight."""
     wide = _padded(spec.head_dim)
     value = _padded(spec.value_dim)
     held = axes[rows] * wide + axes["stages"] * axes["block_k"] * (wide + value)

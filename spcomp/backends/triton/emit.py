@@ -70,7 +70,9 @@ def _render(plan: Plan, launch: Launch, target: Target, spec: Specialisation) ->
         f"spcomp show {name} --at source --phase {plan.phase} --target {target.name} "
         f"--dtype {spec.dtype} --head-dim {spec.head_dim}"
     )
-    lines = header(plan.pattern, digest_of(plan.pattern), f"{plan.order} / {launch.kernel}: {axes}", command)
+    lines = header(
+        plan.pattern, digest_of(plan.pattern), f"{plan.order} / {launch.kernel}: {axes}", command
+    )
     setting = Setting(plan, spec, target.arch == "interpreter", lines)
     context = CONTEXTS[type(launch)](launch, setting)
     return render(f"triton/kernels/{launch.kernel}.py.jinja", context)
@@ -132,7 +134,8 @@ def _invert(launch: InvertLaunch, s: Setting) -> object:
 
 
 def _rule(rule: AttendRule, s: Setting, tables: tuple[str, ...]) -> dict[str, Any]:
-    """Give what the attend family shares; a scale that is not positive goes through the score hook."""
+    """Give what the attend family shares; a scale that is not positive goes through the score
+    hook."""
     needs_hook = rule.score_mod is not None or (rule.scale is not None and rule.scale <= 0)
     return {
         "header": s.header,

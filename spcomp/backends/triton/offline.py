@@ -1,8 +1,9 @@
-"""Compiling generated kernels for a chip that is not here: binaries, registers, spills, shared memory.
+"""Compiling generated kernels for a chip that is not here: binaries, registers, spills, shared
+memory.
 
-The work runs in a process of its own, without Triton's interpreter and without torch, so that it does the same on a laptop, in a test run
-under the interpreter, and on a GPU machine. `python -m spcomp.backends.triton.offline JOB.json` is that process.
-"""
+The work runs in a process of its own, without Triton's interpreter and without torch, so that it
+does the same on a laptop, in a test run under the interpreter, and on a GPU machine. `python -m
+spcomp.backends.triton.offline JOB.json` is that process."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def build_offline(source: Source) -> tuple[BuiltKernel, ...]:
         jobs = _jobs(source, Path(folder))
         (Path(folder) / "jobs.json").write_text(json.dumps([asdict(j) for j in jobs]))
         rows = _run(Path(folder) / "jobs.json", source)
-        return tuple(_row(n, job, row, source) for n, (job, row) in enumerate(zip(jobs, rows, strict=True)))
+        return tuple(
+            _row(n, job, row, source) for n, (job, row) in enumerate(zip(jobs, rows, strict=True))
+        )
 
 
 def _jobs(source: Source, folder: Path) -> list[Job]:
@@ -105,7 +108,8 @@ def _run(jobs: Path, source: Source) -> list[dict[str, Any]]:
         raise Refused(
             backend="triton",
             what=f"{source.plan.pattern} for {source.target.name}",
-            reason="its compiler failed: " + (done.stderr.strip().splitlines() or ["no message"])[-1],
+            reason="its compiler failed: "
+            + (done.stderr.strip().splitlines() or ["no message"])[-1],
             way_out="smaller tiles may help; the whole message: " + done.stderr[-2000:],
         )
     rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -129,7 +133,8 @@ def _row(number: int, job: Job, row: dict[str, Any], source: Source) -> BuiltKer
     )
 
 
-# ---- inside the process ---------------------------------------------------------------------------
+# ---- inside the process
+# ---------------------------------------------------------------------------
 
 
 def _compile(job: Job) -> dict[str, Any]:
@@ -155,7 +160,8 @@ def _compile(job: Job) -> dict[str, Any]:
 
 
 def _signature(function: Any, job: Job) -> tuple[dict[str, str], dict[Any, Any]]:
-    """Type the arguments as a launch does: pointers and strides are multiples of 16, lengths are anything."""
+    """Type the arguments as a launch does: pointers and strides are multiples of 16, lengths are
+    anything."""
     free = {p.name for p in function.params if p.do_not_specialize}
     signature: dict[str, str] = {}
     attributes: dict[Any, Any] = {}

@@ -1,11 +1,13 @@
-"""The chips the Triton backend compiles for. Rates are dense datasheet figures; measured ceilings go into reports."""
+"""The chips the Triton backend compiles for. Rates are dense datasheet figures; measured ceilings
+go into reports."""
 
 from __future__ import annotations
 
 from spcomp.ir.target import Target
 
 _ROWS = (
-    # name, title, arch, warp, multiprocessors, shared bytes, registers, TFLOP/s 16-bit, f32, TB/s, L2 TB/s
+    # name, title, arch, warp, multiprocessors, shared bytes, registers, TFLOP/s 16-bit, f32, TB/s,
+    # L2 TB/s
     ("sm80", "NVIDIA A100", "cuda:80", 32, 108, 166912, 65536, 312.0, 19.5, 2.0, 4.0),
     ("sm90", "NVIDIA H100", "cuda:90", 32, 132, 232448, 65536, 989.0, 67.0, 3.35, 5.5),
     ("sm100", "NVIDIA B200", "cuda:100", 32, 148, 232448, 65536, 2250.0, 80.0, 8.0, 10.0),

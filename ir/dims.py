@@ -85,13 +85,6 @@ def symbols_of(dim: Dim) -> frozenset[str]:
     return frozenset(s.name for s in dim.free_symbols if isinstance(s, sympy.Symbol))
 
 
-def substitute(dim: Dim, values: Mapping[str, Dim]) -> Dim:
-    """Replace symbols by dims."""
-    if isinstance(dim, int):
-        return dim
-    return _plain(dim.subs({SYMBOLS[k]: v for k, v in values.items()}, simultaneous=True))
-
-
 # ---- fast evaluation ----------------------------------------------------------------------------
 
 

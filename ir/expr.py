@@ -45,11 +45,18 @@ class Sym(Expr):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Lit(Expr):
-    """A literal number or truth value."""
+    """A literal number or truth value; 1, 1.0 and True are three literals."""
 
     value: Number
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Lit) and type(self.value) is type(other.value)
+        return same and self.value == other.value  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ The only module that knows networkx.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import networkx as nx
@@ -73,17 +73,6 @@ def launch_order(plan: Plan) -> nx.DiGraph[int]:
         for name in launch.writes():
             writers.setdefault(base(name), []).append(n)
     return graph
-
-
-def critical_path(plan: Plan, cost_of: Callable[[int], float]) -> tuple[list[int], float]:
-    """Give the chain of dependent launches with the largest sum of costs, and that sum."""
-    graph = launch_order(plan)
-    best: dict[int, tuple[float, list[int]]] = {}
-    for n in nx.topological_sort(graph):
-        before = max((best[p] for p in graph.predecessors(n)), default=(0.0, []))
-        best[n] = (before[0] + cost_of(n), [*before[1], n])
-    total, path = max(best.values(), default=(0.0, []))
-    return path, total
 
 
 # ---- pictures ------------------------------------------------------------------------------------

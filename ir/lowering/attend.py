@@ -290,10 +290,11 @@ class _Work:
 
 def _tile(axes: dict[str, int], block_q: int, block_k: int) -> dict[str, int]:
     """Give the axes of a tile that lists made smaller: fewer rows are held by fewer warps."""
-    warps = axes["warps"]
+    tile = {"block_q": block_q, "block_k": block_k}
+    warps = axes.get("warps", 0)
     while warps > 4 and block_q * 8 < axes["block_q"] * warps:
         warps //= 2
-    return {"block_q": block_q, "block_k": block_k, "warps": warps}
+    return {**tile, "warps": warps} if warps else tile
 
 
 _QKV = {"q_buf": "q", "k_buf": "k", "v_buf": "v"}

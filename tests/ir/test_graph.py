@@ -6,7 +6,6 @@ import networkx as nx
 import pytest
 
 from spcomp.ir.graph import (
-    critical_path,
     launch_graph,
     launch_order,
     stage_graph,
@@ -42,11 +41,6 @@ def test_launches_of_different_inputs_do_not_wait_for_each_other() -> None:
     kernels = [x.kernel for x in plan.launches()]
     assert kernels == ["pool", "pool", "select", "tiles", "attend"]
     assert set(launch_order(plan).edges) == {(0, 2), (1, 2), (2, 3), (3, 4)}
-
-
-def test_critical_path_takes_the_dearer_of_two_branches() -> None:
-    costs = [5.0, 2.0, 1.0, 1.0, 3.0]
-    assert critical_path(plan_of("block_topk"), costs.__getitem__) == ([0, 2, 3, 4], 10.0)
 
 
 def test_buffers_made_once_live_until_the_slabs_end_and_others_until_their_last_reader() -> None:

@@ -170,14 +170,14 @@ def _whole_budget(record: ReportRecord) -> Finding | None:
 
 
 def _best_sparse(record: ReportRecord) -> Finding | None:
-    sparse = [row for row in record.rows if row.budget <= 0.25]
+    sparse = [row for row in record.rows if row.density <= 0.5]
     if not sparse:
         return None
     best = max(sparse, key=lambda row: row.mass.mean)
     return Finding(
         tables.percent(best.mass.mean),
-        f"of attention kept by {tables.named(best.pattern, best.block)}, at a budget of "
-        f"{tables.percent(best.budget)} (the most of all at 25 % or less)",
+        f"of attention kept by {tables.named(best.pattern, best.block)}, which reads "
+        f"{tables.percent(best.density)} of the pairs (the most of all that read half or less)",
     )
 
 

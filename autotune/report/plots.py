@@ -112,25 +112,32 @@ def _perplexity(record: ReportRecord) -> Plot:
         values = [row.perplexity for row in with_figure]
         if with_figure:
             _add_series(figure, record, with_figure, values, "perplexity", is_faint=False)
-    dense = record.dense.perplexity
-    words = ""
-    if dense is not None:
-        figure.add_hline(
-            y=dense, line={"dash": "dash", "width": 1.5, "color": "#888888"},
-            annotation={"text": f"dense {dense:.3f}", "showarrow": False},
-            annotation_position="top left",
-        )
-        words = " The dashed line is the model with its own dense attention."
-    _budget_axis(figure)
     shown = [y for trace in figure.data for y in trace.y]
-    spreads = max(shown) > 3 * min(shown)
+    words = _add_dense(figure, record)
+    _budget_axis(figure)
+    # One pattern that fails must not press all others onto one line.
+    is_wide = max(shown) > 1.5 * min(shown)
     figure.update_yaxes(
-        title="perplexity (less is better)", type="log" if spreads else "linear"
+        title="perplexity (less is better)", type="log" if is_wide else "linear", nticks=8
     )
     return _plot(
         figure, "perplexity", "Perplexity against budget",
-        "Perplexity of the text with the attention of every layer replaced." + words,
+        f"Perplexity of the first {record.subject.perplexity_tokens} tokens of the text with the "
+        f"attention of every layer replaced.{words}",
     )
+
+
+def _add_dense(figure: Any, record: ReportRecord) -> str:
+    """Draw the dense perplexity across the plot, if it is known, and say so."""
+    dense = record.dense.perplexity
+    if dense is None:
+        return ""
+    budgets = [row.budget for row in record.rows]
+    figure.add_scatter(
+        x=[min(budgets), max(budgets)], y=[dense, dense], mode="lines", name=f"dense, {dense:.3f}",
+        line={"dash": "dash", "width": 1.5, "color": "#888888"}, hoverinfo="skip",
+    )
+    return " The dashed line is the model with its own dense attention."
 
 
 def _speed(record: ReportRecord) -> Plot:
@@ -145,13 +152,14 @@ def _speed(record: ReportRecord) -> Plot:
     figure = go.Figure()
     for pattern, budget in budgets:
         rows = [row for row in shown if (row.pattern, row.budget) == (pattern, budget)]
-        label = percent(budget) if len(patterns) == 1 else f"{pattern} {percent(budget)}"
+        label = percent(budget) if pattern == patterns[0] else f"{pattern}<br>{percent(budget)}"
         figure.add_bar(
             x=[_block_label(row) for row in rows],
             y=[row.timing.vs_dense for row in rows if row.timing is not None],
             text=[label] * len(rows),
             textposition="outside",
-            textangle=0 if len(budgets) <= 5 else -90,
+            constraintext="none",
+            textfont={"size": 11},
             cliponaxis=False,
             marker={
                 "color": [_colour(row.block) for row in rows],
@@ -168,9 +176,9 @@ def _speed(record: ReportRecord) -> Plot:
     figure.update_yaxes(title=f"times faster than dense ({', '.join(kinds)})", rangemode="tozero")
     return _plot(
         figure, "speed", f"Speed against block size, {' and '.join(kinds)}",
-        f"One layer's forward of {', '.join(patterns)} over {record.priced}, labelled with the "
-        f"budget: {' and '.join(kinds)} for {', '.join(places)}. The dashed line is dense "
-        "attention.",
+        f"One layer's forward over {record.priced}, {' and '.join(kinds)} for "
+        f"{', '.join(places)}. Bars are {patterns[0]} at the budget over them unless another "
+        "pattern is named; the dashed line is dense attention.",
     )
 
 

@@ -337,6 +337,9 @@ def test_findings_name_the_row_they_come_from() -> None:
     assert [f.figure.replace(NO_BREAK, " ") for f in found] == ["1.0e-07", "87 %", "6.9×", "3"]
     whole, best, fastest, compiled = [f.words.replace(NO_BREAK, " ") for f in found]
     assert whole == "largest output error of a 100 % budget against dense"
-    assert best.startswith("of attention kept by block_topk, block 64, at a budget of 25 %")
+    assert best == (
+        "of attention kept by block_topk, block 64, which reads 37.9 % of the pairs (the most of "
+        "all that read half or less)"
+    )
     assert "predicted: block_topk, block 64, at a budget of 12.5 % (sm90 roofline)" in fastest
     assert compiled == "kernels compiled for sm90; none spills registers"

@@ -135,7 +135,7 @@ def test_the_context_holds_exactly_the_variables_of_the_template(
 @pytest.mark.parametrize("name", ["count", "scan", "fill"])
 def test_the_default_schedule_compiles_for_sm_90_without_spills(tmp_path: Path, name: str) -> None:
     scan = InvertScanContext(("test",), block=4096)
-    context = scan if name == "scan" else InvertContext(("test",), rows=128, block_u=64)
+    context = scan if name == "scan" else InvertContext(("test",), rows=128, block_u=32)
     path = write_rendered(f"triton/kernels/invert_{name}.py.jinja", context, tmp_path)
     built = compile_kernel(path, f"invert_{name}_kernel", element="i32", num_warps=4)
     assert built.spill_bytes == 0

@@ -222,6 +222,7 @@ class KeysContext:
     somewhere: Expr
     inputs: tuple[CapturedArg, ...]
     has_inputs: bool
+    has_shared_lists: bool
     score_hook: Expr
     has_score_hook: bool
     helpers: Helpers
@@ -241,6 +242,7 @@ def keys_context(
     inputs: tuple[CapturedArg, ...] = (),
     score_hook: Expr = SCORE,
     has_score_hook: bool = False,
+    has_shared_lists: bool = True,
     is_float32: bool = False,
     is_interpreted: bool = False,
 ) -> KeysContext:
@@ -248,6 +250,8 @@ def keys_context(
 
     The bounds of the predicate over a key tile are derived here. Where it depends on the head,
     which differs inside a tile of rows, every tile keeps its mask.
+
+    has_shared_lists: query heads may share a list; False promises one list per query head.
     """
     block_d, block_dv = padded_dim(head_dim), padded_dim(value_dim)
     everywhere, somewhere, _ = tile_bounds(predicate)
@@ -273,6 +277,7 @@ def keys_context(
         somewhere=somewhere,
         inputs=inputs,
         has_inputs=bool(inputs),
+        has_shared_lists=has_shared_lists,
         score_hook=score_hook,
         has_score_hook=has_score_hook,
         helpers=helpers_of(predicate, everywhere, somewhere, score_hook),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class InvertContext:
     """Variables of `triton/kernels/invert_count.py.jinja` and `invert_fill.py.jinja`.
 
-    rows: list rows of a chunk, the same in both, a multiple of 16; block_u: units per program, a
-    power of two.
+    rows: list rows of a chunk, the same in both, a power of two; block_u: units per program, a power
+    of two, at most 32.
     """
 
     header: tuple[str, ...]

@@ -64,7 +64,11 @@ def graphed(work: Work) -> Work:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    return graph.replay
+
+    def replay(held: Work = work) -> None:  # what the graph reads lives as long as the graph
+        graph.replay()
+
+    return replay
 
 
 def host_us(work: Work, calls: int = 1000) -> float:

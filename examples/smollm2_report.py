@@ -35,6 +35,7 @@ from rich.table import Table
 
 import spcomp as sp
 from spcomp import capture
+from spcomp.api import with_scale
 from spcomp.autotune import fidelity, measure, price, survey
 from spcomp.autotune.report import pages, tables
 from spcomp.autotune.report.record import (
@@ -48,6 +49,7 @@ from spcomp.autotune.report.record import (
     Timing,
 )
 from spcomp.backends.base import Source
+from spcomp.backends.reference.pattern import run_program
 from spcomp.integrations import transformers as plug
 from spcomp.patterns import block_topk, moba, quest, streaming_llm
 
@@ -112,9 +114,31 @@ def _streaming(budget: float) -> Case:
     return Case("streaming_llm", None, budget, at)
 
 
-def compile_pattern(pattern: sp.Pattern, backend: str | None = None) -> sp.Attention:
-    """Compile a pattern; the backend is that of the tensors' device unless one is named."""
-    return sp.compile(pattern, backend=backend)
+def compile_pattern(pattern: sp.Pattern) -> survey.Measurable:
+    """Compile a pattern for the card, or let the reference backend run its meaning."""
+    return sp.compile(pattern, backend="triton") if torch.cuda.is_available() else Meaning(pattern)
+
+
+class Meaning:
+    """A pattern run stage by stage by the reference backend.
+
+    `sp.compile` would interpret the plan, launch by launch: the same figures, some times slower.
+    """
+
+    def __init__(self, pattern: sp.Pattern) -> None:
+        self._pattern = pattern
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, /, *, scale: float | None = None
+    ) -> torch.Tensor:
+        """Attend."""
+        pattern = self._pattern if scale is None else with_scale(self._pattern, scale)
+        with torch.no_grad():
+            return run_program(pattern.program, {"q": q, "k": k, "v": v})[0]
+
+    def to_mask(self, q: torch.Tensor, k: torch.Tensor, /) -> torch.Tensor:
+        """Give the pairs it reads."""
+        return sp.compile(self._pattern).to_mask(q, k)
 
 
 # ---- kernels: compiled for a card that is not here, and proven on a slice ------------------------
@@ -141,8 +165,9 @@ def prove(index: int, layer: capture.CapturedLayer, tokens: int) -> fidelity.Agr
     q, k, v = layer.q[:, :, :tokens], layer.k[:, :, :tokens], layer.v[:, :, :tokens]
     group = q.shape[1] // k.shape[1]
     q, k, v = q[:, :group], k[:, :1], v[:, :1]
-    got = compile_pattern(pattern, "triton")(q, k, v, scale=layer.scale)
-    mask = compile_pattern(pattern, "reference").to_mask(q, k)
+    kernels = sp.compile(pattern, backend="triton")
+    got = kernels(q, k, v, scale=layer.scale)
+    mask = kernels.to_mask(q, k)
     return fidelity.agreement(got, q, k, v, mask, scale=layer.scale)
 
 

@@ -29,7 +29,7 @@ class Units:
         if self.tail == "drop":
             complete = dims.ceildiv(tokens - self.block + 1, self.stride)
             return dims.largest(0, complete)
-        if self.block == self.stride:
+        if self.block <= self.stride:
             return dims.ceildiv(tokens, self.stride)
         return dims.largest(1, dims.ceildiv(tokens - self.block, self.stride) + 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -24,18 +24,24 @@ from spcomp.ir.target import Target
 from spcomp.settings import current
 
 DECODE_ROWS = 16
+MOST_ADMITTED = 256  # calls of different shapes that need no check any more
 ORDERS: tuple[LoopOrder, ...] = ("query_major", "key_major", "gather")
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """One plan of a pattern, ready to run."""
+    """One plan of a pattern, ready to run; without plan and source where a backend interprets the
+    pattern itself."""
 
-    plan: Plan
+    plan: Plan | None
     target: Target
     spec: Specialisation
-    source: Source
+    source: Source | None
     executable: Executable
+
+
+Admitted: TypeAlias = tuple[dict[str, int], Executable, dict[str, Tensor]]
+"""A call that passed its checks: its symbols, what runs it, the tables of its pattern."""
 
 
 @dataclass(slots=True)
@@ -51,6 +57,7 @@ class Attention:
     schedule: Schedule | None = None
     _built: dict[tuple[object, ...], Built] = field(default_factory=dict, repr=False)
     _canonical: Pattern | None = field(default=None, repr=False)
+    _admitted: dict[tuple[object, ...], Admitted] = field(default_factory=dict, repr=False)
 
     @overload
     def __call__(
@@ -101,12 +108,18 @@ class Attention:
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, kept: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        env = self._checked(q, k, v)
-        if 0 in (env["B"], env["Sq"], env["Skv"]):
-            return _nothing(q, v)
-        built = self.built(q, k, v, scale=scale)
-        inputs = {"q": q, "k": k, "v": v, **self._tables()}
-        return built.executable.run(inputs, env, kept)
+        key = (scale, *arguments.call_key(q, k, v))
+        known = self._admitted.get(key)
+        if known is None:
+            env = self._checked(q, k, v)
+            if 0 in (env["B"], env["Sq"], env["Skv"]):
+                return _nothing(q, v)
+            known = env, self.built(q, k, v, scale=scale).executable, self._tables()
+            if len(self._admitted) >= MOST_ADMITTED:
+                self._admitted.clear()
+            self._admitted[key] = known
+        env, executable, tables = known
+        return executable.run({"q": q, "k": k, "v": v, **tables}, env, kept)
 
     def attend_kept(
         self,
@@ -152,7 +165,7 @@ class Attention:
 
     def built(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Built:
         """Give the plan, source and executable a call with these tensors runs."""
-        phase: Phase = "decode" if q.shape[2] <= DECODE_ROWS else "prefill"
+        phase = phase_of(q)
         spec = arguments.specialisation(q, v)
         key = (phase, spec, q.device.type, q.device.index, scale)
         if key not in self._built:
@@ -171,6 +184,10 @@ class Attention:
     ) -> Built:
         pattern = self.pattern if scale is None else with_scale(self.pattern, scale)
         order = self.order if phase == "prefill" else None
+        if self.order is None and self.schedule is None:
+            interpreted = backend.interpret(canonical_lists(pattern).program)
+            if interpreted is not None:
+                return Built(None, target, spec, None, interpreted)
         plan = compiler.lower(
             pattern,
             backend=backend,
@@ -198,11 +215,18 @@ class Attention:
         return explanation(built, env)
 
 
+def phase_of(q: Tensor) -> Phase:
+    """Tell decode (at most DECODE_ROWS query rows) from prefill."""
+    return "decode" if q.shape[2] <= DECODE_ROWS else "prefill"
+
+
 def explanation(built: Built, env: Mapping[str, int]) -> str:
     """Describe a plan for one shape: backend, loop order and reason, launches, scratch."""
     from spcomp.ir.passes.place_buffers import slab_rows
 
     plan = built.plan
+    if plan is None:
+        return f"the {built.target.backend} backend interprets the pattern; it has no launches"
     rows = min(slab_rows(plan, env, built.spec.element_bytes), env["Sq"])
     here = {**env, "R": rows, "R0": 0}
     lines = [

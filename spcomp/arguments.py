@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from spcomp.backends.base import Specialisation
 from spcomp.dsl.pattern import Pattern
@@ -26,7 +26,28 @@ from spcomp.ir.types import INPUTS
 
 _ROLES = {"q": "query", "k": "key", "v": "value"}
 _FORMS = {"q": "[B, Hq, Sq, D]", "k": "[B, Hkv, Skv, D]", "v": "[B, Hkv, Skv, Dv]"}
+_SYMBOLS = {name: tuple(str(d) for d in INPUTS[role].dims) for name, role in _ROLES.items()}
 FLOATS = ("float32", "float16", "bfloat16", "float64")
+
+
+def call_key(q: Tensor, k: Tensor, v: Tensor) -> tuple[object, ...]:
+    """Give everything of a call that the checks below look at, so that a call like one that passed
+    is not checked again."""
+    return (
+        q.shape,
+        k.shape,
+        v.shape,
+        q.stride(),
+        k.stride(),
+        v.stride(),
+        q.dtype,
+        k.dtype,
+        v.dtype,
+        q.device,
+        k.device,
+        v.device,
+        is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
+    )
 
 
 def dims_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
@@ -35,7 +56,7 @@ def dims_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
     Raises: ShapeMismatch, HeadsDoNotDivide.
     """
     env: dict[str, int] = {}
-    named: dict[str, str] = {}
+    first: dict[str, tuple[str, Tensor]] = {}
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() != 4:
             raise ShapeMismatch(
@@ -47,16 +68,16 @@ def dims_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
                     "tensors with .transpose(1, 2)."
                 ),
             )
-        for axis, symbol in enumerate(INPUTS[_ROLES[name]].dims):
-            size, key = int(tensor.shape[axis]), str(symbol)
+        for key, size in zip(_SYMBOLS[name], tensor.shape, strict=True):
             if env.setdefault(key, size) != size:
+                other, held = first[key]
                 raise ShapeMismatch(
-                    left=f"{named[key]}",
+                    left=f"{other} with shape {list(held.shape)}",
                     right=f"{name} with shape {list(tensor.shape)}",
                     problem=f"{key} is {env[key]} in the first and {size} in the second",
                     way_out="; ".join(f"{n} is {f}" for n, f in _FORMS.items()) + ".",
                 )
-            named.setdefault(key, f"{name} with shape {list(tensor.shape)}")
+            first.setdefault(key, (name, tensor))
     if env["Hkv"] == 0 or env["Hq"] % env["Hkv"]:
         raise HeadsDoNotDivide(hq=env["Hq"], hkv=env["Hkv"])
     return env

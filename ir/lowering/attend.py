@@ -181,7 +181,7 @@ class _Work:
                 )
             )
         slots = (dims.B, dims.Hq, dims.R, source.width)
-        part = plan.scratch("parts", (*slots, dims.Dv), "float32")
+        part = plan.scratch("parts", (*slots, dims.Dv), "data")
         part_lse = plan.scratch("part_lse", slots, "float32")
         everywhere, somewhere, exact = tile_bounds(self.narrowed)
         plan.each_slab.append(
@@ -298,4 +298,4 @@ def _tile(axes: dict[str, int], block_q: int, block_k: int) -> dict[str, int]:
 
 
 _QKV = {"q_buf": "q", "k_buf": "k", "v_buf": "v"}
-_FEW_ROWS = {"block_r": 1, "block_p": 16}  # decode merges many splits of few rows
+_FEW_ROWS = {"block_r": 1, "block_p": 16, "warps": 4}  # decode merges many splits of few rows

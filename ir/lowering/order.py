@@ -80,6 +80,7 @@ def _possible(region: Region, lists: list[ListRef], phase: Phase) -> dict[LoopOr
     found: dict[LoopOrder, str] = {}
     tile_q, tile_k = tile_sizes(lists, 1 << 20, 1 << 20)
     sole = sole_list(region)
+    by_query = sole and lists[0].granule == 1 and lists[0].heads != 1
     tileable = tile_k % TILE_LEAST == 0
     if phase == "decode":
         if sole or tileable:
@@ -89,11 +90,11 @@ def _possible(region: Region, lists: list[ListRef], phase: Phase) -> dict[LoopOr
         return found
     if tile_q % TILE_LEAST == 0 and tileable:
         found["query_major"] = "each list serves a whole tile of queries"
-    if sole and tile_q == 1 and lists[0].heads != 1 and tile_k >= KEY_MAJOR_LEAST_UNIT:
+    if by_query and tile_k >= KEY_MAJOR_LEAST_UNIT:
         found["key_major"] = "each query has its own list: the queries of a unit make a dense tile"
     if sole or tileable:
         found["gather"] = "each query has its own list of small units: its keys are gathered"
-    if sole and tile_q == 1 and lists[0].heads != 1:
+    if by_query:
         found.setdefault("key_major", "possible")
     return found
 

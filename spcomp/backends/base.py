@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from spcomp.ir.passes.fit_target import Refusal
 from spcomp.ir.plan import Plan
+from spcomp.ir.program import Program
 from spcomp.ir.schedule import KernelAxes
 from spcomp.ir.target import Target
 
@@ -135,6 +136,10 @@ class Backend(Protocol):
 
     def refuses(self, plan: Plan, target: Target, spec: Specialisation) -> Refusal | None:
         """Say why it will not build a plan, before any compile."""
+        ...
+
+    def interpret(self, program: Program) -> Executable | None:
+        """Run a pattern as it stands; None where a backend needs a plan."""
         ...
 
     def emit(self, plan: Plan, target: Target, spec: Specialisation) -> Source:

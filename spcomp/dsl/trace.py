@@ -44,7 +44,7 @@ class Traced:
         operands = [self.expr, *(self.trace.expr_of(o) for o in others)]
         if swap:
             operands.reverse()
-        return Traced(E.op(name, *operands), self.trace)
+        return Traced(self.trace.apply(name, operands), self.trace)
 
     __add__, __radd__ = _operator("add"), _operator("add", swap=True)
     __sub__, __rsub__ = _operator("sub"), _operator("sub", swap=True)
@@ -186,7 +186,15 @@ class _Trace:
             return Traced(self.load(tensor, parts), self)
         if name not in _TORCH:
             raise NotTraceable(where=user_line(), callable=self.name, operation=f"torch.{name}")
-        return Traced(E.op(_TORCH[name], *(self.expr_of(a) for a in args)), self)
+        return Traced(self.apply(_TORCH[name], [self.expr_of(a) for a in args]), self)
+
+    def apply(self, name: str, operands: list[E.Expr]) -> E.Expr:
+        """Apply an operator; `&`, `|` and `~` join conditions and do not work on bits."""
+        if name in ("and", "or", "not") and any(E.kind_of(a) != "bool" for a in operands):
+            raise NotTraceable(
+                where=user_line(), callable=self.name, operation=f"'{name}' on the bits of numbers"
+            )
+        return E.op(name, *operands)
 
 
 def _is_scalar_tensor(value: Any) -> bool:

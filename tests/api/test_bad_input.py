@@ -276,6 +276,16 @@ def test_a_torch_function_without_an_expression_is_refused() -> None:
     )
 
 
+def test_a_rule_on_the_bits_of_numbers_is_refused() -> None:
+    @sp.pattern
+    def bits(q, k, v):  # type: ignore[no-untyped-def]
+        return sp.attend(q, k, v, mask=sp.mask_mod(lambda b, h, i, j: (i & 32) == 0))
+
+    assert text_of(bits).startswith(
+        "NotTraceable: '<lambda>' calls 'and' on the bits of numbers, which has no element expression."
+    )
+
+
 def test_stages_in_the_wrong_place_are_refused() -> None:
     @sp.pattern
     def swapped(q, k, v):  # type: ignore[no-untyped-def]

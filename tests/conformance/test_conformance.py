@@ -9,7 +9,7 @@ from torch import Tensor
 import spcomp as sp
 from spcomp.api import Attention
 from spcomp.backends import registry
-from spcomp.errors import NeedsGradient
+from spcomp.errors import CannotLower, NeedsGradient
 from spcomp.patterns import block_topk, moba, streaming_llm
 from tests import oracle
 from tests.conformance.cases import (
@@ -79,7 +79,7 @@ def test_a_backend_reads_the_keys_and_gives_the_values_of_the_pattern(
 
 @pytest.mark.parametrize("order", ["query_major", "key_major", "gather"])
 def test_a_loop_order_changes_nothing_but_rounding(backend: str, order: str) -> None:
-    case = Case(1, 2, 1, 70, 90, 16)
+    case = Case(1, 2, 1, 40, 66, 16)
     patterns = {
         "query_major": block_topk(block=16, budget=3),
         "key_major": moba(block=32, k_blocks=2),
@@ -147,7 +147,7 @@ def test_strides_change_no_bit(backend: str, layout: str) -> None:
 def test_an_item_of_a_batch_does_not_feel_the_others(backend: str) -> None:
     device = device_of(backend)
     attention = _compiled(backend, moba(block=16, k_blocks=2))
-    drawn = Case(1, 2, 1, 50, 50, 16).tensors(device, probe=False)
+    drawn = Case(1, 2, 1, 20, 34, 16).tensors(device, probe=False)
     tensors = [torch.cat([x, torch.randn_like(x), x]) for x in drawn]
     out, lse = _run(attention, *tensors)
     assert torch.equal(out[0], out[2])
@@ -198,6 +198,25 @@ def test_a_gradient_is_right_or_refused(backend: str) -> None:
     plain = gradients(oracle.plain_attention, torch.float32)
     for g, w64, p in zip(got, want, plain, strict=True):
         assert oracle.error(g.cpu(), w64) <= 3 * oracle.error(p, w64) + 1e-6
+
+
+def test_a_pooled_stream_is_right_or_refused(backend: str) -> None:
+    @sp.pattern
+    def coarse_and_near(q, k, v):
+        units = sp.stream(sp.downsample(k, block=8), sp.downsample(v, block=8))
+        return sp.attend(q, [sp.gather(sp.stream(k, v), sp.window(5)), units])
+
+    q, k, v = Case(1, 4, 2, 30, 44, 16).tensors(device_of(backend), probe=False)
+    try:
+        out, lse = _run(_compiled(backend, coarse_and_near()), q, k, v)
+    except CannotLower:
+        assert backend != "reference", "the reference computes every pattern"
+        return
+    q, k, v = (x.cpu() for x in (q, k, v))
+    ends = torch.tensor([min(8 * u + 8, 44) - 1 for u in range(6)])
+    mask = [oracle.window_mask(30, 44, 5), ends[None, :] <= oracle.positions(30, 44)]
+    k, v = (torch.cat([x, oracle.pooled(x, 8, oracle.mean).float()], dim=2) for x in (k, v))
+    assert_within(out, lse, q, k, v, torch.cat(mask, dim=1))
 
 
 @pytest.mark.slow

@@ -113,9 +113,9 @@ def test_decode_reads_only_the_pages_it_lists() -> None:
 def test_key_major_counts_one_part_for_every_list_entry() -> None:
     found = figures("moba")
     # 1 block of 64 a query: its entries, its part and its lse.
-    assert found["attend_keys"].scratch_bytes == 2 * 4 * 70 * 1 * (12 + 1) * 4
+    assert found["attend_keys"].scratch_bytes == 2 * 4 * 70 * 1 * (12 * 2 + 4)
     assert found["merge"].floor_bytes == (
-        2 * 4 * 70 * (12 + 1) * 4 + 2 * 4 * 70 * 4 + 2 * 4 * 70 * (12 * 2 + 4)
+        2 * 4 * 70 * (12 * 2 + 4) + 2 * 4 * 70 * 4 + 2 * 4 * 70 * (12 * 2 + 4)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spcomp.backends.reference.pattern import run_program, to_mask
@@ -13,12 +13,13 @@ from spcomp.ir.passes import PATTERN_PIPELINE
 from spcomp.ir.spec import check
 from spcomp.ir.text import parse_plan, parse_program, print_plan, print_program
 from tests import oracle
-from tests.properties.strategies import Call, Tree, dense_mask, drawn_calls, pattern_of
+from tests.properties.strategies import Call, TopK, Tree, dense_mask, drawn_calls, pattern_of
 from tests.reference.lower import plans_of
 from tests.reference.make import inputs, run
 
 # Rows and units that plans can cut into tiles of 16, beside some that they cannot.
 TILEABLE = st.sampled_from([16, 16, 32, 48, 7])
+SHORT = Call(1, 2, 1, 40, 50, 4, "plain", 0)
 Drawn = tuple[Call, Tree, bool]
 
 
@@ -78,6 +79,9 @@ def test_text_reads_back_to_the_same_pattern(drawn: Drawn) -> None:
 
 
 @given(drawn_calls(TILEABLE), st.sampled_from([None, 17]))
+@example((SHORT, TopK(1, 16, "mean", "query", "mean", k=0, sinks=0, nearest=0), False), None)
+@example((SHORT, TopK(7, 16, "mean", "query", "mean", k=0, sinks=0, nearest=1), True), None)
+@example((SHORT, TopK(7, 64, "mean", "group", "max", k=2, sinks=1, nearest=0), True), 17)
 def test_every_plan_means_what_its_pattern_means(drawn: Drawn, rows: int | None) -> None:
     call, tree, causal = drawn
     q, k, v = call.tensors()

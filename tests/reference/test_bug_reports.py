@@ -231,6 +231,30 @@ def test_b29_b31_lse_is_the_same_in_every_mode_and_carries_a_gradient() -> None:
     assert bool(dq.any())
 
 
+@pytest.mark.parametrize("length", [129, 257, 300])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_b35_a_large_bias_at_a_ragged_tail_has_right_gradients(length: int, sign: int) -> None:
+    @pattern
+    def biased(q, k, v):
+        return attend(
+            q, k, v, score_mod=lambda score, b, h, q_idx, kv_idx: score + sign * (q_idx - kv_idx)
+        )
+
+    distance = sign * (torch.arange(length)[:, None] - torch.arange(length)[None, :])
+    mask = oracle.causal_mask(length, length)
+    q, k, v = (x.requires_grad_() for x in qkv(Shape(1, 2, 1, length, length, 64, 64)))
+    want, _ = oracle.attention(q, k, v, mask, hook=lambda x: x + distance)
+    exact = torch.autograd.grad(want.square().sum(), (q, k, v))
+    for dtype in (torch.float32, torch.float64):
+        single = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        plain, _ = oracle.plain_attention(*single, mask, hook=lambda x: x + distance.to(x.dtype))
+        coarse = torch.autograd.grad(plain.square().sum(), single)
+        got = torch.autograd.grad(run(biased(), *single)[0].square().sum(), single)
+        for g, p, w in zip(got, coarse, exact, strict=True):
+            size = float(w.abs().max())  # the bias makes gradients of several hundred
+            assert oracle.error(g, w) <= 3 * oracle.error(p, w) + oracle.TINY[dtype] * size
+
+
 @pytest.mark.parametrize(("sq", "skv"), [(2, 5), (5, 2), (1, 100), (100, 1), (130, 70)])
 def test_b37_causal_is_aligned_bottom_right(sq: int, skv: int) -> None:
     q, k, v = qkv(Shape(1, 2, 2, sq, skv, 8, 8))

@@ -82,6 +82,22 @@ def test_every_plan_means_what_its_pattern_means(name: str, shape: Shape) -> Non
             torch.testing.assert_close(lse, want_lse, rtol=0, atol=1e-12)
 
 
+def test_a_rule_on_remainders_of_the_indices_lists_the_right_tiles() -> None:
+    @pattern
+    def stripes(q, k, v):
+        rule = mask_mod(lambda b, h, q_idx, kv_idx: (kv_idx + q_idx) // 32 % 2 == 0)
+        return attend(q, gather(k, rule), gather(v, rule))
+
+    q, k, v = qkv(SHAPES[0])
+    row, key = torch.arange(130)[:, None], torch.arange(130)[None, :]
+    mask = ((row + key) // 32 % 2 == 0) & (key <= row)
+    want, _ = oracle.attention(q, k, v, mask)
+    torch.testing.assert_close(run(stripes(), q, k, v)[0], want, rtol=0, atol=1e-12)
+    for plan in plans_of(stripes())[1]:
+        out, _ = run_plan(plan, {"q": q, "k": k, "v": v})
+        torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
+
+
 def test_all_loop_orders_are_tried() -> None:
     orders = {p.order for pattern in PATTERNS.values() for p in plans_of(pattern)[1]}
     assert orders == {"query_major", "key_major", "gather"}

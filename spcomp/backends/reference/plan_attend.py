@@ -154,13 +154,14 @@ def run_keys(launch: KeysLaunch, slab: Slab) -> None:
                 logits = _logits(launch.rule, rows[None, None], near[None, None], values, slab)
                 logits.masked_fill_(~_held(launch.rule, values, slab), -torch.inf)
                 out, lse = softmax(logits, [far[None, None]])
-                part[b, head, row, chosen % slots] = out[0, 0]
+                part[b, head, row, chosen % slots] = out[0, 0].to(part.dtype)
                 part_lse[b, head, row, chosen % slots] = lse[0, 0]
 
 
 def run_merge(launch: MergeLaunch, slab: Slab) -> None:
     """Join parts by their LSE; a part that a row does not have is not read."""
-    part, part_lse = slab.read(launch.part_buf), slab.read(launch.part_lse_buf)
+    part_lse = slab.read(launch.part_lse_buf)
+    part = slab.read(launch.part_buf).to(part_lse.dtype)
     if launch.part_axis == 3:
         part, part_lse = part.movedim(3, 0), part_lse.movedim(3, 0)
     if launch.count_buf:

@@ -10,6 +10,7 @@ from spcomp.backends.triton.axes import default_axes
 from spcomp.backends.triton.targets import INTERPRETER, TARGETS
 from spcomp.errors import NotOnThisDevice, TritonMissing
 from spcomp.ir.plan import Plan
+from spcomp.ir.program import Program
 from spcomp.ir.schedule import KernelAxes
 from spcomp.ir.target import Target
 
@@ -65,6 +66,10 @@ class TritonBackend:
         from spcomp.ir.passes.fit_target import fit_target
 
         return fit_target(plan, target, spec.head_dim, spec.value_dim, spec.element_bytes)
+
+    def interpret(self, program: Program) -> Executable | None:
+        """Give None: kernels are made from plans."""
+        return None
 
     def emit(self, plan: Plan, target: Target, spec: Specialisation) -> Source:
         """Generate the source of every launch."""

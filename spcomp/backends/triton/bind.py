@@ -1,15 +1,14 @@
-"""From a launch to kernel arguments: which buffer each pointer is, every stride and count, and the grid.
+"""From a launch to kernel arguments: which buffer each pointer and stride is of, counts, the grid.
 
-A binding is made once a launch. On the call path it only reads strides and evaluates small integer formulas.
-"""
+A binding is made once a launch. Its functions read layouts and evaluate small integer formulas,
+once for each new shape of a call."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from spcomp.backends.triton.layouts import Binding, Call, Number
 from spcomp.ir import dims
 from spcomp.ir.launches import (
     AttendLaunch,
@@ -26,57 +25,7 @@ from spcomp.ir.launches import (
 )
 from spcomp.ir.plan import Launch, Plan
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 LOG2_E = math.log2(math.e)
-Number = int | float
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One slab of one call: the tensors by buffer name, and the symbols with R and R0 of this slab."""
-
-    tensors: Mapping[str, Tensor]
-    env: Mapping[str, int]
-
-    def tensor(self, name: str) -> Tensor:
-        """Give a buffer, or the named part of a stack (`parts#1`)."""
-        base, _, part = name.partition("#")
-        found = self.tensors[base]
-        return found[int(part)] if part else found
-
-    def list_group(self, name: str) -> int:
-        """Give the query heads that share a list."""
-        return self.env["Hq"] // self.tensors[name].shape[1]
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """Arguments of one launch: pointers by buffer, strides by dimension letters, the rest by formula."""
-
-    pointers: tuple[tuple[str, str], ...]
-    strides: tuple[tuple[str, str, str], ...]
-    scalars: Callable[[Call], dict[str, Number]]
-    grid: Callable[[Call], int]
-    tables: tuple[str, ...] = ()
-
-    def arguments(self, call: Call) -> dict[str, object]:
-        """Give every argument of the kernel by name."""
-        values: dict[str, object] = {}
-        for argument, buffer in self.pointers:
-            values[argument] = call.tensor(buffer)
-        for prefix, buffer, letters in self.strides:
-            tensor = call.tensor(buffer)
-            for letter, stride, size in zip(letters, tensor.stride(), tensor.shape, strict=False):
-                values[f"{prefix}_s{letter}"] = 0 if letter == "b" and size == 1 else stride
-        for table in self.tables:
-            tensor = call.tensor(table)
-            values[f"{table}_ptr"] = tensor
-            for axis, stride in enumerate(tensor.stride()):
-                values[f"{table}_stride_{axis}"] = stride
-        values.update(self.scalars(call))
-        return values
 
 
 def ceildiv(a: int, b: int) -> int:
@@ -132,7 +81,9 @@ def _pool(launch: PoolLaunch, plan: Plan) -> Binding:
     return Binding(tuple(pointers), strides, scalars, grid)
 
 
-def _scoring(launch: SelectLaunch | ScoreLaunch) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
+def _scoring(
+    launch: SelectLaunch | ScoreLaunch,
+) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
     pointers = [("q_ptr", launch.rows_buf), ("k_ptr", launch.units_buf)]
     if launch.low_buf:
         pointers.append(("low_ptr", launch.low_buf))
@@ -189,7 +140,9 @@ def _score(launch: ScoreLaunch, plan: Plan) -> Binding:
     def grid(call: Call) -> int:
         scores = call.tensors[launch.scores_buf]
         rows = ceildiv(call.env["R"], launch.rule.granule)
-        tiles = ceildiv(rows, launch.axis("block_r")) * ceildiv(scores.shape[3], launch.axis("block_u"))
+        tiles = ceildiv(rows, launch.axis("block_r")) * ceildiv(
+            scores.shape[3], launch.axis("block_u")
+        )
         return scores.shape[0] * scores.shape[1] * tiles
 
     return Binding(
@@ -217,7 +170,11 @@ def _topk(launch: TopKLaunch, plan: Plan) -> Binding:
         return math.prod(call.tensors[launch.scores_buf].shape[:3])
 
     return Binding(
-        (("scores_ptr", launch.scores_buf), ("idx_ptr", launch.indices_buf), ("cnt_ptr", launch.counts_buf)),
+        (
+            ("scores_ptr", launch.scores_buf),
+            ("idx_ptr", launch.indices_buf),
+            ("cnt_ptr", launch.counts_buf),
+        ),
         (
             ("scores", launch.scores_buf, "bhr"),
             ("idx", launch.indices_buf, "bhr"),
@@ -303,14 +260,14 @@ def _is_slab_local(buffer: str) -> bool:
 
 
 def heads_per_program(list_group: int, group: int) -> int:
-    """Give the query heads one program serves: those of a KV head when they share a list, else one."""
+    """Give the query heads one program serves: those of a KV head when they share a list, else
+    one."""
     return group if list_group >= group else 1
 
 
 def _gather(launch: GatherLaunch, plan: Plan) -> Binding:
     block_m = launch.axis("block_m")
     stacked = launch.splits != 1
-    splits = dims.evaluator(launch.splits)
 
     def scalars(call: Call) -> dict[str, Number]:
         env = call.env
@@ -340,7 +297,6 @@ def _gather(launch: GatherLaunch, plan: Plan) -> Binding:
             values.update(out_sp=0, lse_sp=0)
         return values
 
-    del splits
     letters = "pbhs" if stacked else "bhs"
     return Binding(
         (
@@ -408,7 +364,9 @@ def _invert(launch: InvertLaunch, plan: Plan) -> Binding:
         each = 1
         if launch.step != "scan":
             units = call.tensors[launch.prefix_buf].shape[2]
-            each = ceildiv(call.env["R"], launch.axis("rows")) * ceildiv(units, launch.axis("block_u"))
+            each = ceildiv(call.env["R"], launch.axis("rows")) * ceildiv(
+                units, launch.axis("block_u")
+            )
         return listed.shape[0] * listed.shape[1] * each
 
     return Binding(pointers, strides, scalars, grid)

@@ -16,6 +16,7 @@ from spcomp.backends.triton.contexts.base import CapturedArg
 from spcomp.backends.triton.expr_text import to_triton
 from spcomp.codegen.header import digest_of, header
 from spcomp.codegen.render import register_filter, render
+from spcomp.ir import dims
 from spcomp.ir.launches import (
     AttendLaunch,
     AttendRule,
@@ -176,6 +177,7 @@ def _keys(launch: KeysLaunch, s: Setting) -> object:
         block_k=launch.axis("block_k"),
         num_stages=launch.axis("stages"),
         unit=launch.unit,
+        has_shared_lists=s.plan.buffer(launch.entries_buf).dims[1] != dims.Hq,
         **_rule(launch.rule, s, launch.table_bufs),
     )
 

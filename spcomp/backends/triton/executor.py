@@ -1,76 +1,90 @@
-"""Running a plan: buffers, slabs of query rows, and one kernel launch after the other.
+"""Running a plan: one allocation for all scratch, slabs of query rows, one launch after the other.
 
-Nothing here waits for the device. Buffers come from torch's allocator, so a call captures into a CUDA graph after warm-up.
-"""
+What a call needs beside memory is worked out once for its shapes, strides and alignment, and kept.
+Nothing here waits for the device. Memory comes from torch's allocator, so a call captures into a
+CUDA graph after warm-up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from spcomp.backends.base import Source
-from spcomp.backends.triton.bind import Binding, Call, bind
+from spcomp.backends.triton import launcher
+from spcomp.backends.triton.layouts import Call, Layout, Shelf, contiguous, item_bytes, layout_of
 from spcomp.backends.triton.modules import kernel_of
+from spcomp.backends.triton.sites import Site
 from spcomp.ir import dims
-from spcomp.ir.launches import PoolLaunch
-from spcomp.ir.passes.place_buffers import slab_rows
-from spcomp.ir.plan import Buffer, Launch, Slabs
+from spcomp.ir.launches import PoolLaunch, TilesLaunch
+from spcomp.ir.plan import Launch, Slabs
+
+MOST_PREPARED = 256  # calls of different shapes that are kept ready
+
+Traits: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int]
+Key: TypeAlias = tuple[int, tuple[str, ...], tuple[str, ...], tuple[Traits, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A launch with its kernel and binding."""
+class Prepared:
+    """A call for given shapes, strides and alignment: its launches and what it allocates."""
 
-    launch: Launch
-    kernel: Any
-    names: tuple[str, ...]
-    binding: Binding
-    options: dict[str, int]
-
-    def run(self, call: Call) -> None:
-        """Launch on the current stream."""
-        programs = self.binding.grid(call)
-        if programs == 0:
-            return
-        values = self.binding.arguments(call)
-        arguments = [values[name] for name in self.names]
-        self.kernel[(programs,)](*arguments, **self.options)
+    shots: tuple[Any, ...]
+    out: tuple[int, ...]
+    lse: tuple[int, ...]
+    arena_bytes: int
 
 
 class TritonExecutable:
-    """A plan whose kernels are imported; Triton compiles each at its first launch."""
+    """A plan whose kernels are imported; Triton compiles each at the first call of its class."""
 
     def __init__(self, source: Source) -> None:
-        self.plan = source.plan
+        self.plan = plan = source.plan
         self.element_bytes = source.spec.element_bytes
-        interpreted = source.target.arch == "interpreter"
+        self.is_interpreted = source.target.arch == "interpreter"
         texts = iter(source.files)
-        self.once: list[Ready] = []
-        self.each_slab: list[Ready] = []
-        for step in self.plan.steps:
+        self.once: list[Site] = []
+        self.each_slab: list[Site] = []
+        for step in plan.steps:
             launches = step.launches if isinstance(step, Slabs) else (step,)
             place = self.each_slab if isinstance(step, Slabs) else self.once
-            place.extend(self._ready(n, next(texts).text, interpreted) for n in launches)
-        self.shapes = {b.name: tuple(dims.evaluator(d) for d in b.dims) for b in self.plan.buffers}
-        self.states = {b.name: b.state for b in self.plan.buffers if b.state}
-
-    def _ready(self, launch: Launch, text: str, interpreted: bool) -> Ready:
-        kernel = kernel_of(launch.kernel, text)
-        axes = dict(launch.axes)
-        options = {} if interpreted else {"num_warps": axes["warps"], "num_stages": axes["stages"]}
-        return Ready(launch, kernel, tuple(kernel.arg_names), bind(launch, self.plan), options)
+            for launch in launches:
+                function = kernel_of(launch.kernel, next(texts).text)
+                dtype = source.spec.dtype
+                place.append(Site(launch, plan, function, dtype, self.is_interpreted))
+        bindings = [site.binding for site in (*self.once, *self.each_slab)]
+        self.shelf = Shelf(plan, bindings, self.element_bytes)
+        self.states = {b.name: b.state for b in plan.buffers if b.state}
+        self.items = {b.name: item_bytes(b.dtype, self.element_bytes) for b in plan.buffers}
+        self.results = [
+            (name, tuple(dims.evaluator(d) for d in plan.buffer(name).dims))
+            for name in (plan.out, plan.lse)
+        ]
+        self.cuts = {id(s): self._captured_lists(s.launch) for s in self.each_slab}
+        self._prepared: dict[Key, Prepared] = {}
 
     def run(
         self, tensors: Mapping[str, Tensor], env: Mapping[str, int], kept: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Run the plan on the tensors' device and current stream (see `Executable.run`)."""
-        with _on_device(tensors["q"]):
-            return self._run(tensors, env, kept)
+        given = [*tensors.values(), *kept.values()]
+        q = given[0]
+        device = q.get_device()
+        key = (device, tuple(tensors), tuple(kept), traits(given))
+        with _on_device(q, device):
+            prepared = self._prepared.get(key) or self._remember(key, env)
+            out = torch.empty(prepared.out, dtype=q.dtype, device=q.device)
+            lse = torch.empty(prepared.lse, dtype=torch.float32, device=q.device)
+            given += out, lse
+            if prepared.arena_bytes:
+                size = prepared.arena_bytes
+                given.append(torch.empty(size, dtype=torch.uint8, device=q.device))
+            self._fire(prepared.shots, given, device)
+        return out, lse
 
     def update(
         self,
@@ -79,10 +93,15 @@ class TritonExecutable:
         kept: Mapping[str, Tensor],
         begin: int,
     ) -> None:
-        """Bring the state buffers up to date for the tokens from `begin` on (see `Executable.update`)."""
-        with _on_device(tensors["k"]):
-            for ready in self.once:
-                launch = ready.launch
+        """Bring the state buffers up to date for the tokens from `begin` on (see
+        `Executable.update`)."""
+        given = [*tensors.values(), *kept.values()]
+        device = given[0].get_device()
+        held, states = self._layouts(tuple(tensors), tuple(kept), traits(given))
+        with _on_device(given[0], device):
+            shots = []
+            for site in self.once:
+                launch = site.launch
                 if not self._is_kept(launch, kept):
                     continue
                 assert isinstance(launch, PoolLaunch)
@@ -91,63 +110,95 @@ class TritonExecutable:
                     "unit_begin": begin // launch.stride,
                     "unit_end": -(-env["Skv"] // launch.stride),
                 }
-                written = {n: kept[self.states[n]] for n in launch.writes()}
-                ready.run(Call({**tensors, **written}, {**env, **units}))
+                written = {n: states[self.states[n]] for n in launch.writes()}
+                shots.append(site.shot(Call({**held, **written}, {**env, **units}), device))
+            self._fire([s for s in shots if s is not None], given, device)
 
-    def _run(
-        self, tensors: Mapping[str, Tensor], env: Mapping[str, int], kept: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        rows = slab_rows(self.plan, env, self.element_bytes)
-        whole = {**env, "R": min(rows, env["Sq"]), "R0": 0}
-        held = dict(tensors)
-        for buffer in self.plan.buffers:
-            if buffer.kind in ("scratch", "output"):
-                known = kept.get(buffer.state) if buffer.state else None
-                held[buffer.name] = self._new(buffer, whole, tensors["q"]) if known is None else known
-        for ready in self.once:
-            if not self._is_kept(ready.launch, kept):
-                ready.run(Call(held, whole))
+    def _fire(self, shots: Iterable[Any], given: Sequence[Tensor], device: int) -> None:
+        if self.is_interpreted:
+            for shot in shots:
+                shot.fire(given)
+            return
+        addresses = [t.data_ptr() for t in given]
+        stream, hooked = launcher.raw_stream(device), launcher.hooks()
+        for shot in shots:
+            shot.fire(addresses, stream, hooked)
+
+    def _remember(self, key: Key, env: Mapping[str, int]) -> Prepared:
+        """Prepare a call and keep it. All others go when there are too many: lengths that grow step
+        by step, as in decoding, are not seen again."""
+        prepared = self._prepare(key, env)
+        if len(self._prepared) >= MOST_PREPARED:
+            self._prepared.clear()
+        self._prepared[key] = prepared
+        return prepared
+
+    def _prepare(self, key: Key, env: Mapping[str, int]) -> Prepared:
+        launcher.STATS.prepared += 1
+        device, names, kept_names, all_traits = key
+        held, kept = self._layouts(names, kept_names, all_traits)
+        place = len(all_traits)
+        shapes: list[tuple[int, ...]] = []
+        for name, sizes in self.results:
+            shape = tuple([size(env) for size in sizes])
+            held[name] = Layout(place + len(shapes), shape, contiguous(shape), self.items[name])
+            shapes.append(shape)
+        rows, scratch, arena_bytes = self.shelf.place(env, place + 2, kept)
+        held |= scratch
+        whole = Call(held, {**env, "R": min(rows, env["Sq"]), "R0": 0})
+        shots = [s.shot(whole, device) for s in self.once if not self._is_kept(s.launch, kept)]
         for begin in range(0, env["Sq"], rows):
-            self._slab(held, env, begin, min(rows, env["Sq"] - begin))
-        return held[self.plan.out], held[self.plan.lse]
+            here = {**env, "R": min(rows, env["Sq"] - begin), "R0": begin}
+            shots += [s.shot(Call(self._cut(s, held, begin), here), device) for s in self.each_slab]
+        fired = tuple(s for s in shots if s is not None)
+        return Prepared(fired, shapes[0], shapes[1], arena_bytes)
 
-    def _slab(self, held: Mapping[str, Tensor], env: Mapping[str, int], begin: int, rows: int) -> None:
-        """Run the launches of one slab; lists the user gave are for the whole call, so they are cut here."""
-        here = {**env, "R": rows, "R0": begin}
-        for ready in self.each_slab:
-            tensors = held if begin == 0 else self._cut_lists(ready.launch, held, begin)
-            ready.run(Call(tensors, here))
+    def _layouts(
+        self, names: tuple[str, ...], kept_names: tuple[str, ...], all_traits: Sequence[Traits]
+    ) -> tuple[dict[str, Layout], dict[str, Layout]]:
+        """Give the layouts of what the caller brought: inputs by buffer, state by its name."""
+        items = [self.items.get(n, 1) for n in names] + [self.element_bytes] * len(kept_names)
+        made = [
+            layout_of(n, *what, item)
+            for n, (what, item) in enumerate(zip(all_traits, items, strict=True))
+        ]
+        cut = len(names)
+        return (
+            dict(zip(names, made[:cut], strict=True)),
+            dict(zip(kept_names, made[cut:], strict=True)),
+        )
 
-    def _cut_lists(
-        self, launch: Launch, held: Mapping[str, Tensor], begin: int
-    ) -> Mapping[str, Tensor]:
-        given = {
-            name: held[name][:, :, begin // granule :]
-            for name, granule in given_lists(launch)
-            if self.plan.buffer(name).kind == "captured"
-        }
-        return {**held, **given} if given else held
+    def _cut(self, site: Site, held: dict[str, Layout], begin: int) -> Mapping[str, Layout]:
+        """Lists the user gave are for the whole call: give the slab's part of them."""
+        lists = self.cuts[id(site)]
+        if begin == 0 or not lists:
+            return held
+        return {**held, **{name: held[name].from_row(begin // g) for name, g in lists}}
 
-    def _is_kept(self, launch: Launch, kept: Mapping[str, Tensor]) -> bool:
+    def _captured_lists(self, launch: Launch) -> list[tuple[str, int]]:
+        given = given_lists(launch)
+        return [(n, g) for n, g in given if self.plan.buffer(n).kind == "captured"]
+
+    def _is_kept(self, launch: Launch, kept: Mapping[str, object]) -> bool:
         return isinstance(launch, PoolLaunch) and self.states.get(launch.out_buf, "") in kept
 
-    def _new(self, buffer: Buffer, env: Mapping[str, int], q: Tensor) -> Tensor:
-        shape = [size(env) for size in self.shapes[buffer.name]]
-        dtype = q.dtype if buffer.dtype == "data" else getattr(torch, buffer.dtype)
-        return torch.empty(shape, dtype=dtype, device=q.device)
+
+def traits(tensors: Sequence[Tensor]) -> tuple[Traits, ...]:
+    """Give what a call is prepared for: shape, strides and misalignment in bytes of each tensor."""
+    return tuple([(t.shape, t.stride(), t.data_ptr() % 16) for t in tensors])
 
 
 def given_lists(launch: Launch) -> list[tuple[str, int]]:
     """Name the list buffers a launch reads, with the query rows of each list row."""
-    if hasattr(launch, "leaves"):
+    if isinstance(launch, TilesLaunch):
         pairs = zip(launch.list_bufs, launch.count_bufs, launch.leaves, strict=True)
         return [(n, leaf.granule) for a, b, leaf in pairs for n in (a, b)]
     names = [getattr(launch, n, "") for n in ("list_buf", "count_buf")]
     return [(n, getattr(launch, "granule", 1)) for n in names if n]
 
 
-def _on_device(q: Tensor) -> AbstractContextManager[Any]:
+def _on_device(q: Tensor, device: int) -> AbstractContextManager[Any]:
     """Make the tensors' device the current one for the launches, if it is not."""
-    if q.device.type != "cuda" or q.device.index == torch.cuda.current_device():
+    if device < 0 or device == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(q.device)

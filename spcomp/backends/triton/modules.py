@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from spcomp.cache import store_source
 
 
-@lru_cache(maxsize=None)
+@cache
 def kernel_of(kernel: str, text: str) -> Any:
     """Give the `@triton.jit` function of a generated file."""
     return kernel_in(store_source(kernel, text), kernel)

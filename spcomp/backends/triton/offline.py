@@ -19,29 +19,18 @@ from typing import Any
 
 from spcomp.backends.base import BuiltKernel, Source
 from spcomp.backends.triton.bind import bind
+from spcomp.backends.triton.launcher import Manifest, best_class, compile_kernel, manifest_of
 from spcomp.errors import Refused
-from spcomp.ir.plan import Plan
-
-TRITON_TYPES = {
-    "float32": "fp32",
-    "float16": "fp16",
-    "bfloat16": "bf16",
-    "int32": "i32",
-    "int64": "i64",
-    "bool": "i1",
-    "float64": "fp64",
-}
-_FLOATS = ("scale", "scale_log2")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One kernel to compile: its file, the type of each pointer, its target and options."""
+    """One kernel to compile: its file, what its arguments are, its target and options."""
 
     path: str
     kernel: str
     arch: str
-    pointers: dict[str, str]
+    manifest: Manifest
     warps: int
     stages: int
     binary: str
@@ -66,31 +55,20 @@ def _jobs(source: Source, folder: Path) -> list[Job]:
     for file, launch in zip(source.files, source.plan.launches(), strict=True):
         path = folder / file.file_name
         path.write_text(file.text)
-        binding = bind(launch, source.plan)
-        named = [*binding.pointers, *((f"{t}_ptr", t) for t in binding.tables)]
-        pointers = {argument: _type(source, buffer) for argument, buffer in named}
+        manifest = manifest_of(bind(launch, source.plan), source.plan, source.spec.dtype)
         axes = dict(launch.axes)
         jobs.append(
             Job(
                 str(path),
                 launch.kernel,
                 source.target.arch,
-                pointers,
+                manifest,
                 axes["warps"],
                 axes["stages"],
                 str(path.with_suffix(".bin")),
             )
         )
     return jobs
-
-
-def _type(source: Source, name: str) -> str:
-    dtype = _buffer_dtype(source.plan, name)
-    return "*" + TRITON_TYPES[source.spec.dtype if dtype == "data" else dtype]
-
-
-def _buffer_dtype(plan: Plan, name: str) -> str:
-    return plan.buffer(name.partition("#")[0]).dtype
 
 
 def _run(jobs: Path, source: Source) -> list[dict[str, Any]]:
@@ -138,39 +116,19 @@ def _row(number: int, job: Job, row: dict[str, Any], source: Source) -> BuiltKer
 
 
 def _compile(job: Job) -> dict[str, Any]:
-    import triton
     from triton.backends.compiler import GPUTarget
 
     from spcomp.backends.triton.modules import kernel_in
 
     function = kernel_in(Path(job.path), job.kernel)
-    signature, attributes = _signature(function, job)
     kind, _, arch = job.arch.partition(":")
     target = GPUTarget("cuda", int(arch), 32) if kind == "cuda" else GPUTarget("hip", arch, 64)
-    source = triton.compiler.ASTSource(
-        fn=function, signature=signature, constexprs={}, attrs=attributes
-    )
-    built = triton.compile(
-        source, target=target, options={"num_warps": job.warps, "num_stages": job.stages}
-    )
+    options = {"num_warps": job.warps, "num_stages": job.stages}
+    built = compile_kernel(function, job.manifest, best_class(job.manifest), target, options)
     binary = built.asm["cubin" if kind == "cuda" else "hsaco"]
     Path(job.binary).write_bytes(binary)
     usage = _cuda_usage(job.binary) if kind == "cuda" else _hip_usage(str(built.asm["amdgcn"]))
     return {**usage, "shared_bytes": built.metadata.shared}
-
-
-def _signature(function: Any, job: Job) -> tuple[dict[str, str], dict[Any, Any]]:
-    """Type the arguments as a launch does: pointers and strides are multiples of 16, lengths are
-    anything."""
-    free = {p.name for p in function.params if p.do_not_specialize}
-    signature: dict[str, str] = {}
-    attributes: dict[Any, Any] = {}
-    for index, name in enumerate(function.arg_names):
-        kind = job.pointers.get(name, "fp32" if name in _FLOATS else "i32")
-        signature[name] = kind
-        if kind != "fp32" and name not in free:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    return signature, attributes
 
 
 def _cuda_usage(binary: str) -> dict[str, int]:
@@ -190,6 +148,17 @@ def _hip_usage(assembly: str) -> dict[str, int]:
     return {"registers": read("vgpr_count"), "spill_bytes": 4 * read("vgpr_spill_count")}
 
 
+def _job(fields: dict[str, Any]) -> Job:
+    """Read a job back from JSON, which knows no tuples."""
+    kinds = fields.pop("manifest")
+    manifest = Manifest(
+        tuple((a, t) for a, t in kinds["pointers"]),
+        tuple((a, p) for a, p in kinds["strides"]),
+        tuple(kinds["last"]),
+    )
+    return Job(manifest=manifest, **fields)
+
+
 def main(path: str) -> None:
     """Compile the jobs of a file and print their figures as one line of JSON."""
     import contextlib
@@ -199,7 +168,7 @@ def main(path: str) -> None:
     for fields in json.loads(Path(path).read_text()):
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
-            row = _compile(Job(**fields))
+            row = _compile(_job(fields))
         row["warnings"] = sorted(set(re.findall(r"C75\d\d", log.getvalue())))
         rows.append(row)
     print(json.dumps(rows))

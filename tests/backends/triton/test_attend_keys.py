@@ -64,11 +64,14 @@ def run(
     unit: int,
     scale: float,
     row_begin: int = 0,
+    part_dtype: torch.dtype = torch.float32,
     captured: tuple[Tensor, ...] = (),
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Render and run; give part [B,Hq,Nr,K,Dv] and plse [B,Hq,Nr,K], NaN where not written."""
     q, k, v = qkv
+    batch, hq, sq, _ = q.shape
+    group, list_group = hq // k.shape[1], hq // chosen.shape[1]
     context = keys_context(
         header=("A test.",),
         head_dim=q.shape[3],
@@ -77,19 +80,18 @@ def run(
         block_k=16,
         unit=unit,
         num_stages=2,
+        has_shared_lists=list_group > 1,
         is_float32=q.dtype == torch.float32,
         is_interpreted=True,
         **options,
     )
     kernel = import_rendered(TEMPLATE, context, folder).attend_keys_kernel
-    batch, hq, sq, _ = q.shape
-    group, list_group = hq // k.shape[1], hq // chosen.shape[1]
     per_program = group if list_group >= group else 1
     slots = max(int(chosen.sum(3).max()), 1)
     rows, units = chosen.shape[2:]
     entries, unit_start, tile_start = inverted(chosen, slots, per_program)
     max_tiles = int(tile_start[..., -1].max()) + 1  # one program too many returns
-    part = torch.full((batch, hq, rows * slots, v.shape[3]), math.nan)
+    part = torch.full((batch, hq, rows * slots, v.shape[3]), math.nan, dtype=part_dtype)
     plse = torch.full((batch, hq, rows * slots), math.nan)
     extra = [a for tensor in captured for a in (tensor, *tensor.stride())]
     kernel[(batch * (hq // per_program) * max_tiles,)](
@@ -111,7 +113,7 @@ def joined(part: Tensor, plse: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     plse = plse.masked_fill(~exists, -math.inf)
     whole = plse.logsumexp(3)
     weights = torch.exp(plse - whole.masked_fill(whole == -math.inf, 0.0)[..., None])
-    part = part.masked_fill(~exists[..., None], 0.0)
+    part = part.float().masked_fill(~exists[..., None], 0.0)
     return (part * weights[..., None]).sum(3), whole
 
 
@@ -158,6 +160,20 @@ def test_causal_routing_equals_dense(tmp_path, dtype, shape, list_heads, unit, d
     out, lse = joined(part, plse, chosen)
     allowed = spread(chosen, unit, skv, hq) & causal(sq, skv)
     assert_close((out, lse), *qkv, allowed, 0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sharpness", [1.0, 4.0], ids=["even", "sharp"])
+def test_parts_in_the_dtype_of_the_inputs_keep_the_joined_result_accurate(
+    tmp_path, dtype, sharpness
+):
+    q, k, v = inputs((1, 2, 2, 96, 128), 32, 32, torch.float32)
+    qkv = ((q * sharpness).to(dtype), k.to(dtype), v.to(dtype))
+    chosen = torch.rand(1, 2, 96, 4) < 0.6
+    part, plse = run(tmp_path, qkv, chosen, unit=32, scale=0.2, predicate=CAUSAL, part_dtype=dtype)
+    assert part.dtype == dtype
+    allowed = spread(chosen, 32, 128, 2) & causal(96, 128)
+    assert_close(joined(part, plse, chosen), *qkv, allowed, 0.2)
 
 
 def test_every_unit_is_found_among_many(tmp_path):
@@ -225,13 +241,15 @@ def test_score_hook_reads_the_head_of_each_row(tmp_path):
     assert_close(joined(part, plse, chosen), *qkv, allowed, -0.25, bias=table[None, :, None])
 
 
+@pytest.mark.parametrize("has_shared_lists", [False, True], ids=["own lists", "shared lists"])
 @pytest.mark.parametrize(
-    ("block_m", "block_k", "warps", "spill_bytes"), [(64, 64, 4, 0), (128, 128, 8, 64)]
+    ("block_m", "block_k", "warps", "stages", "spill_bytes"),
+    [(64, 64, 4, 2, 0), (64, 64, 4, 3, 0), (128, 64, 8, 3, 0), (128, 128, 8, 2, 128)],
 )
-def test_sm90_code_hardly_spills_and_does_not_wait_after_every_wgmma(
-    tmp_path, block_m, block_k, warps, spill_bytes
+def test_sm90_code_hardly_spills_overlaps_loads_and_does_not_wait_after_every_wgmma(
+    tmp_path, block_m, block_k, warps, stages, spill_bytes, has_shared_lists
 ):
-    """At 255 registers a dozen addresses for the epilogue may rest in memory; no more."""
+    """At 255 registers some addresses for the epilogue may rest in memory; no more."""
     context = keys_context(
         header=("A test.",),
         head_dim=128,
@@ -239,10 +257,15 @@ def test_sm90_code_hardly_spills_and_does_not_wait_after_every_wgmma(
         block_m=block_m,
         block_k=block_k,
         unit=512,
-        num_stages=2,
+        num_stages=stages,
         predicate=CAUSAL,
+        has_shared_lists=has_shared_lists,
     )
     path = write_rendered(TEMPLATE, context, tmp_path)
-    built = compile_kernel(path, "attend_keys_kernel", types=TYPES, num_warps=warps)
+    built = compile_kernel(
+        path, "attend_keys_kernel", types=TYPES, num_warps=warps, num_stages=stages
+    )
     assert built.spill_bytes <= spill_bytes
+    # The queries, and keys and values in flight; one step of them where the loop has no pipeline.
+    assert built.shared_bytes >= 2 * 128 * (block_m + stages * 2 * block_k)
     assert built.warnings == ()

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from spcomp.backends.triton.contexts.base import CapturedArg
-from spcomp.backends.triton.contexts.select import SelectContext, select_context
+from spcomp.backends.triton.contexts.select import (
+    ScoreContext,
+    SelectContext,
+    score_context,
+    select_context,
+)
 from spcomp.ir.expr import Lit, Load, Sym, op
 from tests.backends.triton.choice import Rules, choose, unit_scores
 from tests.backends.triton.rendering import (
@@ -119,15 +124,26 @@ def _select(
     return idx, cnt
 
 
-def _score(folder: Path, case: Case, context: SelectContext, tensors: Any) -> Tensor:
+def _score(
+    folder: Path, case: Case, tensors: Any, captured: tuple[Any, ...] = (), **options: Any
+) -> Tensor:
+    defaults: dict[str, Any] = {"block_u": 16, "visible": CAUSAL, "forced": OWN}
+    context = score_context(
+        header=("test",),
+        head_dim=case.dim,
+        granule=case.granule,
+        is_bound=case.is_bound,
+        reduction=case.reduction,
+        **(defaults | options),
+    )
     q, k, low = tensors
     pointers, numbers = _arguments(case, q, k, low)
     n_slab = case.slab or case.n_rows
-    tiles = -(-n_slab // context.block_r) * -(-case.n_units // context.block_u)
+    programs = case.batch * case.n_lists * n_slab * -(-case.n_units // context.block_u)
     out = torch.full((case.batch, case.n_lists, n_slab, case.n_units), 77.0)
     strides = [*q.stride()[:3], *k.stride()[:3], *out.stride()[:3]]
     kernel = import_rendered(SCORE, context, folder).score_kernel
-    kernel[(case.batch * case.n_lists * tiles,)](*pointers, out, *strides, *numbers, case.scale)
+    kernel[(programs,)](*pointers, out, *strides, *numbers, case.scale, *captured)
     return out
 
 
@@ -225,7 +241,7 @@ def test_infinite_scores_of_visible_units_stay_candidates(tmp_path: Path) -> Non
     scores = unit_scores(q, k, None, 2, "none").clamp(-1e30, 1e30)
     want_idx, want_cnt = choose(RULES.mark(scores, case.granule, case.sq), 13, 13)
     assert torch.equal(cnt, want_cnt) and torch.equal(idx, want_idx)
-    out = _score(tmp_path, case, _context(case), (q, k, None))
+    out = _score(tmp_path, case, (q, k, None))
     assert out[0, 0, -1, 3] == -torch.finfo(torch.float32).max
 
 
@@ -262,54 +278,122 @@ def test_a_predicate_may_read_a_table_of_exactly_the_units(tmp_path: Path) -> No
     assert torch.equal(cnt, want_cnt) and torch.equal(idx, want_idx)
 
 
-SCORED = ["one list per head", "a list per KV group, mean", "one list for all heads, largest",
-          "upper bounds with negative queries", "bfloat16 bounds", "batch 2, odd dimension",
-          "units of several tiles", "negative scale", "a slab of rows"]  # fmt: skip
+SCORED = [name for name, case in CASES.items() if case.k == Case.k]
 
 
 @pytest.mark.parametrize("name", SCORED)
 def test_score_writes_what_select_compares(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     tensors = case.tensors()
-    out = _score(tmp_path, case, _context(case), tensors)
+    out = _score(tmp_path, case, tensors)
     torch.testing.assert_close(out, _marked(case, tensors).float(), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("template", [SELECT, SCORE])
-def test_the_context_holds_exactly_the_variables_of_the_template(template: str) -> None:
-    assert variables_of(template) == field_names(SelectContext)
+@pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_more_heads_than_one_step_reads_share_a_list(
+    tmp_path: Path, is_bound: bool, reduction: str
+) -> None:
+    case = Case(hq=22, hkv=2, n_lists=1, is_bound=is_bound, reduction=reduction, n_rows=3)
+    tensors = case.tensors()
+    out = _score(tmp_path, case, tensors)
+    torch.testing.assert_close(out, _marked(case, tensors).float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "max"])
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_a_nan_query_makes_the_scores_of_its_list_nan(
+    tmp_path: Path, is_bound: bool, reduction: str
+) -> None:
+    lists = 4 if reduction == "none" else 2
+    case = Case(hq=4, hkv=2, n_lists=lists, is_bound=is_bound, reduction=reduction)
+    q, k, low = case.tensors()
+    q[0, 1, 5, 3] = math.nan
+    out = _score(tmp_path, case, (q, k, low))
+    marked = _marked(case, (q, k, low))
+    assert marked.isnan().any()
+    torch.testing.assert_close(out, marked.float(), rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_scores_of_rounded_inputs_are_as_exact_as_float32(tmp_path: Path) -> None:
+    """The sum over heads and channels must not lose what ranks neighbours: 1e-6 of a score."""
+    case = Case(
+        hq=8, hkv=2, n_lists=2, dim=128, is_bound=True, reduction="mean", dtype=torch.bfloat16
+    )
+    q = torch.randn(1, 8, 11, 128).bfloat16()
+    k = torch.randn(1, 2, 13, 128).bfloat16().abs()
+    low = k - torch.rand(1, 2, 13, 128).bfloat16()
+    out = _score(tmp_path, case, (q, k, low))
+    marked = _marked(case, (q, k, low))
+    finite = marked.isfinite()
+    size = (q.double().abs().sum(-1).max() * k.double().abs().max()).item()
+    assert (out.double() - marked)[finite].abs().max() < 1e-6 * size
+
+
+def test_score_may_read_a_table_of_exactly_the_units(tmp_path: Path) -> None:
+    case = Case(n_units=9)
+    tensors = case.tensors()
+    guarded = torch.full((2, 40), 1, dtype=torch.int32)
+    guarded[:, :9] = torch.randint(0, 2, (2, 9), dtype=torch.int32)
+    table = guarded[:, :9]
+    out = _score(
+        tmp_path,
+        case,
+        tensors,
+        (table, *table.stride()),
+        visible=op("eq", Load("limit", (H, K), "int"), Lit(1)),
+        inputs=(CapturedArg("limit", 2),),
+    )
+    rules = replace(RULES, visible=lambda b, h, q_lo, q_hi, u: bool(table[h, u] == 1))
+    torch.testing.assert_close(out, _marked(case, tensors, rules).float(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
-    ("template", "kernel", "block_r", "block_u", "warps", "is_bound", "reduction"),
+    ("template", "context_class"), [(SELECT, SelectContext), (SCORE, ScoreContext)]
+)
+def test_the_context_holds_exactly_the_variables_of_the_template(
+    template: str, context_class: type[Any]
+) -> None:
+    assert variables_of(template) == field_names(context_class)
+
+
+TYPES = {
+    "scale": "fp32",
+    "idx_ptr": "*i32",
+    "cnt_ptr": "*i32",
+    "scratch_ptr": "*i32",
+    "scores_ptr": "*fp32",
+}
+
+
+@pytest.mark.parametrize(
+    ("block_r", "block_u", "warps", "is_bound", "reduction"),
     [
-        (SELECT, "select_kernel", 64, 128, 8, False, "sum"),
-        (SELECT, "select_kernel", 64, 64, 8, True, "max"),
-        (SELECT, "select_kernel", 64, 64, 4, False, "none"),
-        (SCORE, "score_kernel", 16, 128, 4, True, "max"),
+        (64, 128, 8, False, "sum"),
+        (64, 64, 8, True, "max"),
+        (64, 64, 4, False, "none"),
     ],
 )
-def test_default_schedules_compile_for_sm_90_without_spills(
-    tmp_path: Path,
-    template: str,
-    kernel: str,
-    block_r: int,
-    block_u: int,
-    warps: int,
-    is_bound: bool,
-    reduction: Any,
+def test_default_schedules_of_select_compile_for_sm_90_without_spills(
+    tmp_path: Path, block_r: int, block_u: int, warps: int, is_bound: bool, reduction: Any
 ) -> None:
     context = select_context(
         header=("test",), head_dim=128, block_r=block_r, block_u=block_u, granule=64,
         is_bound=is_bound, reduction=reduction, visible=CAUSAL, forced=OWN,
     )  # fmt: skip
-    path = write_rendered(template, context, tmp_path)
-    types = {
-        "scale": "fp32",
-        "idx_ptr": "*i32",
-        "cnt_ptr": "*i32",
-        "scratch_ptr": "*i32",
-        "scores_ptr": "*fp32",
-    }
-    built = compile_kernel(path, kernel, types=types, num_warps=warps)
+    path = write_rendered(SELECT, context, tmp_path)
+    assert compile_kernel(path, "select_kernel", types=TYPES, num_warps=warps).spill_bytes == 0
+
+
+@pytest.mark.parametrize("element", ["bf16", "fp32"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "max"])
+def test_the_default_schedule_of_score_compiles_for_sm_90_without_spills(
+    tmp_path: Path, reduction: Any, element: str
+) -> None:
+    context = score_context(
+        header=("test",), head_dim=128, block_u=32, granule=1,
+        is_bound=True, reduction=reduction, visible=CAUSAL, forced=OWN,
+    )  # fmt: skip
+    path = write_rendered(SCORE, context, tmp_path)
+    built = compile_kernel(path, "score_kernel", types=TYPES, num_warps=4, element=element)
     assert built.spill_bytes == 0

@@ -20,7 +20,8 @@ from tests.backends.triton.rendering import (
 )
 
 TEMPLATE = "triton/kernels/topk.py.jinja"
-ONE_TILE, MANY_TILES = 64, 32
+# Rows here are short (with 512, tiles of short rows hold 64), or one large tile, or several.
+SHORT_ROW, ONE_TILE, MANY_TILES = 512, 64, 16
 
 
 def _run(folder: Path, scores: Tensor, k: int, width: int, block_u: int) -> tuple[Tensor, Tensor]:
@@ -41,14 +42,14 @@ def _check(folder: Path, scores: Tensor, k: int, width: int, block_u: int) -> No
     assert torch.equal(idx, want_idx)
 
 
-@pytest.mark.parametrize("block_u", [ONE_TILE, MANY_TILES])
+@pytest.mark.parametrize("block_u", [SHORT_ROW, ONE_TILE, MANY_TILES])
 @pytest.mark.parametrize("k", [0, 1, 5, 17, 59, 60])
 def test_the_k_largest_scores_are_chosen(tmp_path: Path, k: int, block_u: int) -> None:
     scores = torch.randn(2, 1, 2, 59) * 10 ** torch.randint(-30, 30, (2, 1, 2, 1)).float()
     _check(tmp_path, scores, k, max(k, 1), block_u)
 
 
-@pytest.mark.parametrize("block_u", [ONE_TILE, MANY_TILES])
+@pytest.mark.parametrize("block_u", [SHORT_ROW, ONE_TILE, MANY_TILES])
 @pytest.mark.parametrize("k", [1, 7, 20, 40])
 def test_ties_go_to_the_lower_index(tmp_path: Path, k: int, block_u: int) -> None:
     scores = torch.randint(-2, 3, (1, 1, 4, 50)).float()
@@ -58,7 +59,7 @@ def test_ties_go_to_the_lower_index(tmp_path: Path, k: int, block_u: int) -> Non
     _check(tmp_path, scores, k, k, block_u)
 
 
-@pytest.mark.parametrize("block_u", [ONE_TILE, MANY_TILES])
+@pytest.mark.parametrize("block_u", [SHORT_ROW, ONE_TILE, MANY_TILES])
 @pytest.mark.parametrize("k", [0, 3, 10, 30])
 def test_excluded_forced_and_nan_scores_are_honoured(tmp_path: Path, k: int, block_u: int) -> None:
     scores = torch.randn(1, 1, 6, 41)
@@ -74,7 +75,7 @@ def test_excluded_forced_and_nan_scores_are_honoured(tmp_path: Path, k: int, blo
     _check(tmp_path, scores, k, 41, block_u)
 
 
-@pytest.mark.parametrize("block_u", [ONE_TILE, MANY_TILES])
+@pytest.mark.parametrize("block_u", [SHORT_ROW, ONE_TILE, MANY_TILES])
 def test_a_row_narrower_than_k_or_than_the_forced_set_is_not_overrun(
     tmp_path: Path, block_u: int
 ) -> None:
@@ -103,5 +104,5 @@ def test_the_context_holds_exactly_the_variables_of_the_template() -> None:
 def test_the_default_schedule_compiles_for_sm_90_without_spills(tmp_path: Path) -> None:
     path = write_rendered(TEMPLATE, TopKContext(("test",), 8192), tmp_path)
     types = {"scores_ptr": "*fp32", "idx_ptr": "*i32", "cnt_ptr": "*i32"}
-    built = compile_kernel(path, "topk_kernel", types=types, num_warps=8)
+    built = compile_kernel(path, "topk_kernel", types=types, num_warps=16)
     assert built.spill_bytes == 0

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 class InvertContext:
     """Variables of `triton/kernels/invert_count.py.jinja` and `invert_fill.py.jinja`.
 
-    rows: list rows of a chunk, the same in both, a power of two; block_u: units per program, a power
-    of two, at most 32.
+    rows: list rows of a chunk, the same in both, a power of two; block_u: units per program, a
+    power of two, at most 32.
     """
 
     header: tuple[str, ...]
     rows: int
     block_u: int
+
+    def __post_init__(self) -> None:
+        assert self.block_u <= 32, "a row's choices are the bits of one int32"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ HeadReduction = Literal["none", "sum", "mean", "max"]
 
 @dataclass(frozen=True, slots=True)
 class SelectContext:
-    """Variables of `triton/kernels/select.py.jinja` and of `triton/kernels/score.py.jinja`.
+    """Variables of `triton/kernels/select.py.jinja`.
 
     has_low: the score is the upper bound from each unit's largest and smallest values; is_shared:
     several heads share a list, and their scores are summed, or is_mean, or is_max.
@@ -56,7 +56,7 @@ def select_context(
     is_float32: bool = False,
     is_interpreted: bool = False,
 ) -> SelectContext:
-    """Make the context of the select kernel, or of the score kernel.
+    """Make the context of the select kernel.
 
     block_r, block_u: rows per program and units per step, powers of two >= 16.
     granule: query tokens that a row stands for.
@@ -85,6 +85,65 @@ def select_context(
         inputs=inputs,
         helpers=helpers_of(visible, forced),
         is_interpreted=is_interpreted,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreContext:
+    """Variables of `triton/kernels/score.py.jinja`, which mean what they do in SelectContext."""
+
+    header: tuple[str, ...]
+    head_dim: int
+    block_d: int
+    has_d_tail: bool
+    block_u: int
+    granule: int
+    has_low: bool
+    is_shared: bool
+    is_mean: bool
+    is_max: bool
+    visible: Expr
+    has_visible: bool
+    forced: Expr
+    has_forced: bool
+    inputs: tuple[CapturedArg, ...]
+    helpers: Helpers
+
+
+def score_context(
+    *,
+    header: tuple[str, ...],
+    head_dim: int,
+    block_u: int,
+    granule: int,
+    is_bound: bool = False,
+    reduction: HeadReduction = "none",
+    visible: Expr = TRUE,
+    forced: Expr = FALSE,
+    inputs: tuple[CapturedArg, ...] = (),
+) -> ScoreContext:
+    """Make the context of the score kernel; the arguments mean what they do for `select_context`.
+
+    block_u: units per program, a power of two.
+    """
+    block_d = padded_dim(head_dim)
+    return ScoreContext(
+        header=header,
+        head_dim=head_dim,
+        block_d=block_d,
+        has_d_tail=block_d != head_dim,
+        block_u=block_u,
+        granule=granule,
+        has_low=is_bound,
+        is_shared=reduction != "none",
+        is_mean=reduction == "mean",
+        is_max=reduction == "max",
+        visible=visible,
+        has_visible=visible != TRUE,
+        forced=forced,
+        has_forced=forced != FALSE,
+        inputs=inputs,
+        helpers=helpers_of(visible, forced),
     )
 
 

@@ -337,7 +337,7 @@ def build_record(tokens: int | None) -> ReportRecord:
 
 def show(record: ReportRecord) -> Table:
     """Lay out the figures that fit a terminal."""
-    shown = {"pattern", "block", "budget", "mass mean", "perplexity", "density", "vs dense", "rung"}
+    shown = {"pattern", "block", "budget", "mass mean", "perplexity", "vs dense", "rung"}
     whole = tables.row_table(record)
     places = [n for n, column in enumerate(whole.columns) if column.name in shown]
     table = Table(title=pages.subtitle(record), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -147,8 +147,8 @@ def _speed(record: ReportRecord) -> Plot:
     for row in timed:
         blocks.setdefault(row.pattern, set()).add(row.block)
     shown = [row for row in timed if len(blocks[row.pattern]) > 1] or timed
-    budgets = sorted({(row.pattern, row.budget) for row in shown}, key=lambda pair: pair[1])
     patterns = _names(shown)
+    budgets = list(dict.fromkeys((row.pattern, row.budget) for row in shown))
     figure = go.Figure()
     for pattern, budget in budgets:
         rows = [row for row in shown if (row.pattern, row.budget) == (pattern, budget)]

@@ -240,7 +240,7 @@ def test_a_read_only_folder_the_user_set_is_an_error(
     tmp_path.chmod(0o500)
     for folder in (tmp_path, tmp_path / "below"):
         monkeypatch.setenv("SPCOMP_CACHE_DIR", str(folder))
-        with pytest.raises(CacheNotWritable, match="(?i)permission denied"):
+        with pytest.raises(CacheNotWritable, match=r"(?i)permission denied"):
             store_source("attend", "one = 1\n")
     tmp_path.chmod(0o700)
 
@@ -266,7 +266,7 @@ HOMELESS = """
 def test_without_a_usable_home_a_private_folder_serves(
     home: str | None, warnings: int, tmp_path: Path
 ) -> None:
-    """B52. One warning, not one a kernel; without HOME the user's entry in passwd may still serve."""
+    """B52. One warning, not one a kernel."""
     pytest.importorskip("platformdirs")
     drop = ("SPCOMP_CACHE_DIR", "XDG_CACHE_HOME", "HOME")
     env = {k: v for k, v in os.environ.items() if k not in drop}

@@ -51,7 +51,7 @@ def test_one_command_prints_both_errors_against_float64() -> None:
     )
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)
-    assert 0 < row["plain_error"]
+    assert row["plain_error"] > 0
     assert row["error"] <= row["allowed"]
     assert row["ok"] is True
 

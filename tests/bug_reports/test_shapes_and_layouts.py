@@ -31,12 +31,13 @@ def test_any_head_dimension_in_prefill_and_decode(d: int, sq: int) -> None:
     """B12."""
     dtype = torch.float16 if d % 2 else torch.bfloat16
     mask = oracle.sink_window_mask(sq, 50, 3, 30)
-    assert_attends(compiled(streaming_llm(sinks=3, recent=30)), *qkv(1, 1, 1, sq, 50, d, dtype), mask)
+    attention = compiled(streaming_llm(sinks=3, recent=30))
+    assert_attends(attention, *qkv(1, 1, 1, sq, 50, d, dtype), mask)
 
 
 @pytest.mark.parametrize(
     ("block", "length"),
-    [(16, 1), (16, 15), (16, 100), (32, 17), (64, 100), (64, 129), (128, 129), (256, 100), (48, 97)],
+    [(16, 1), (16, 15), (16, 100), (32, 17), (48, 97), (64, 100), (64, 129), (128, 129), (256, 99)],
 )
 def test_any_block_with_a_ragged_tail(block: int, length: int) -> None:
     """B14."""
@@ -76,7 +77,7 @@ def test_decode_steps_continue_the_prefill_of_the_same_object(name: str) -> None
 def test_an_item_of_a_batch_does_not_feel_the_others(name: str) -> None:
     """B16."""
     attention = compiled(FAMILIES[name])
-    rows = 4 if name == "quest" else 40
+    rows = {"quest": 2, "moba": 18}.get(name, 40)
     one, other = qkv(1, 2, 1, rows, 70, 16), qkv(1, 2, 1, rows, 70, 16)
     out, lse = run(attention, *(torch.cat([a, b, a]) for a, b in zip(one, other, strict=True)))
     assert torch.equal(out[0], out[2])
@@ -117,11 +118,11 @@ def _layouts() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
 @pytest.mark.parametrize("layout", _layouts())
 @pytest.mark.parametrize("name", ["block_topk", "quest"])
 def test_strides_change_no_bit(layout: str, name: str) -> None:
-    """B19. Of quest, the few rows of a decode step."""
+    """B19. Of quest, the row of a decode step."""
     q, k, v = _layouts()[layout]
     assert not all(x.is_contiguous() for x in (q, k, v))
     attention = compiled(FAMILIES[name])
-    rows = slice(None) if name == "block_topk" else slice(46, 50)
+    rows = slice(None) if name == "block_topk" else slice(49, 50)
     out, lse = run(attention, q[:, :, rows], k, v)
     want, want_lse = run(attention, *(x.contiguous() for x in (q[:, :, rows], k, v)))
     assert torch.equal(out, want)
@@ -147,7 +148,8 @@ def test_tensors_on_another_card_are_launched_on_that_card(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "device", switch)
     for index, expected in ((0, []), (1, [torch.device("cuda:1")])):
         entered.clear()
-        with executor._on_device(SimpleNamespace(device=torch.device("cuda", index))):  # type: ignore[arg-type]
+        q: Any = SimpleNamespace(device=torch.device("cuda", index))
+        with executor._on_device(q, index):
             assert entered == expected
 
 

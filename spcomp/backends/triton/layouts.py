@@ -87,7 +87,7 @@ def layout_of(
     except for the last."""
     if 1 in shape:
         outer = zip(shape[:-1], strides[:-1], strict=True)
-        strides = (*(0 if n == 1 and s % ALIGNMENT else s for n, s in outer), strides[-1])
+        strides = (*[0 if n == 1 and s % ALIGNMENT else s for n, s in outer], strides[-1])
     return Layout(place, shape, strides, item_bytes, 0, misaligned)
 
 

@@ -38,6 +38,7 @@ class KVCache:
     v: Tensor
     states: dict[str, Tensor] = field(default_factory=dict)
     length: int = 0
+    _strides: dict[str, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(
@@ -137,10 +138,15 @@ class KVCache:
 
     def strides(self) -> dict[str, int]:
         """Give the tokens a unit of each state advances by."""
-        nodes = [n for n in self.attention.pattern.program.stages() if isinstance(n, State)]
-        return {
-            s: units_of(n).stride for n in nodes for s in self.states if s.startswith(f"{n.name}.")
-        }
+        if not self._strides:
+            nodes = [n for n in self.attention.pattern.program.stages() if isinstance(n, State)]
+            self._strides = {
+                s: units_of(n).stride
+                for n in nodes
+                for s in self.states
+                if s.startswith(f"{n.name}.")
+            }
+        return self._strides
 
     def _update(self, begin: int) -> None:
         if not self.states:

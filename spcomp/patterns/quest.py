@@ -12,8 +12,9 @@ def quest(q, k, v, *, page=16, budget=2048, heads="query"):
     scores are float32, where those round them to float16, and layers 0 and 1 are the caller's
     choice (the paper keeps them dense).
 
-    The authors' accuracy code differs from their kernels: it does not force the newest page, reads at
-    least 3 pages, and drops a page when the last one is short although all tokens fit the budget.
+    The authors' accuracy code differs from their kernels: it does not force the newest page, reads
+    at least 3 pages, and drops a page when the last one is short although all tokens fit the
+    budget.
 
     page: tokens of a page. budget: tokens read by a query; budget // page pages, at least one.
     heads: "query" gives each query head its own pages (the paper), "group" one list for the heads

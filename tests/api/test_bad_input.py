@@ -282,7 +282,8 @@ def test_a_rule_on_the_bits_of_numbers_is_refused() -> None:
         return sp.attend(q, k, v, mask=sp.mask_mod(lambda b, h, i, j: (i & 32) == 0))
 
     assert text_of(bits).startswith(
-        "NotTraceable: '<lambda>' calls 'and' on the bits of numbers, which has no element expression."
+        "NotTraceable: '<lambda>' calls 'and' on the bits of numbers, which has no element "
+        "expression."
     )
 
 

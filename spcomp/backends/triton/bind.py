@@ -140,10 +140,8 @@ def _score(launch: ScoreLaunch, plan: Plan) -> Binding:
     def grid(call: Call) -> int:
         scores = call.tensors[launch.scores_buf]
         rows = ceildiv(call.env["R"], launch.rule.granule)
-        tiles = ceildiv(rows, launch.axis("block_r")) * ceildiv(
-            scores.shape[3], launch.axis("block_u")
-        )
-        return scores.shape[0] * scores.shape[1] * tiles
+        tiles = ceildiv(scores.shape[3], launch.axis("block_u"))
+        return scores.shape[0] * scores.shape[1] * rows * tiles
 
     return Binding(
         tuple(pointers),

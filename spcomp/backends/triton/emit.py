@@ -93,21 +93,32 @@ def _pool(launch: PoolLaunch, s: Setting) -> object:
     )
 
 
-def _scores(launch: SelectLaunch | ScoreLaunch, s: Setting) -> object:
+def _scored(launch: SelectLaunch | ScoreLaunch, s: Setting) -> dict[str, Any]:
+    """Give what the kernels that score share."""
     rule = launch.rule
+    return {
+        "header": s.header,
+        "head_dim": s.spec.head_dim,
+        "block_u": launch.axis("block_u"),
+        "granule": rule.granule,
+        "is_bound": bool(launch.low_buf),
+        "reduction": "none" if rule.heads == "query" else rule.reduce,
+        "visible": rule.visible,
+        "forced": rule.forced,
+    }
+
+
+def _select(launch: SelectLaunch, s: Setting) -> object:
     return select.select_context(
-        header=s.header,
-        head_dim=s.spec.head_dim,
         block_r=launch.axis("block_r"),
-        block_u=launch.axis("block_u"),
-        granule=rule.granule,
-        is_bound=bool(launch.low_buf),
-        reduction="none" if rule.heads == "query" else rule.reduce,
-        visible=rule.visible,
-        forced=rule.forced,
         is_float32=s.is_float32,
         is_interpreted=s.is_interpreted,
+        **_scored(launch, s),
     )
+
+
+def _score(launch: ScoreLaunch, s: Setting) -> object:
+    return select.score_context(**_scored(launch, s))
 
 
 def _topk(launch: TopKLaunch, s: Setting) -> object:
@@ -195,8 +206,8 @@ def _merge(launch: MergeLaunch, s: Setting) -> object:
 
 CONTEXTS: dict[type[Launch], Callable[..., object]] = {
     PoolLaunch: _pool,
-    SelectLaunch: _scores,
-    ScoreLaunch: _scores,
+    SelectLaunch: _select,
+    ScoreLaunch: _score,
     TopKLaunch: _topk,
     TilesLaunch: _tiles,
     InvertLaunch: _invert,

@@ -57,6 +57,7 @@ class Attention:
     schedule: Schedule | None = None
     _built: dict[tuple[object, ...], Built] = field(default_factory=dict, repr=False)
     _canonical: Pattern | None = field(default=None, repr=False)
+    _versions: tuple[int, ...] = field(default=(), repr=False)
     _admitted: dict[tuple[object, ...], Admitted] = field(default_factory=dict, repr=False)
 
     @overload
@@ -108,6 +109,8 @@ class Attention:
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, kept: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
+        if self.pattern.tensors:
+            self._reread_changed_tables()
         key = (scale, *arguments.call_key(q, k, v))
         known = self._admitted.get(key)
         if known is None:
@@ -146,9 +149,23 @@ class Attention:
         if self.pattern.tensors or env["Sq"] == 0:
             arguments.check_masks(self.pattern, env, str(q.device))
         name = self._backend(q).name
+        if name != "reference":
+            arguments.check_strides(q, k, v)
         if name != "reference" and torch.is_grad_enabled():
-            arguments.check_gradients(name, q, k, v)
+            tables = {f"the table {n}": t for n, t in self.pattern.tensors.items()}
+            arguments.check_gradients(name, {"q": q, "k": k, "v": v, **tables})
         return env
+
+    def _reread_changed_tables(self) -> None:
+        """Forget what was made of the pattern's tensors when one was written to since."""
+        versions = tuple(
+            0 if t.is_inference() else t._version for t in self.pattern.tensors.values()
+        )
+        if versions != self._versions:
+            self._versions = versions
+            self._canonical = None
+            self._built.clear()
+            self._admitted.clear()
 
     def _tables(self) -> dict[str, Tensor]:
         if not self.pattern.tensors:

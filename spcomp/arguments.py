@@ -19,6 +19,7 @@ from spcomp.errors import (
     MaskOfOtherLength,
     NeedsGradient,
     ShapeMismatch,
+    StrideTooLarge,
 )
 from spcomp.ir.expr import Expr, Lit, Load, bounds_of, walk
 from spcomp.ir.nodes import Attend, Captured, Given, MaskMod, Node
@@ -27,6 +28,7 @@ from spcomp.ir.types import INPUTS
 _ROLES = {"q": "query", "k": "key", "v": "value"}
 _FORMS = {"q": "[B, Hq, Sq, D]", "k": "[B, Hkv, Skv, D]", "v": "[B, Hkv, Skv, Dv]"}
 _SYMBOLS = {name: tuple(str(d) for d in INPUTS[role].dims) for name, role in _ROLES.items()}
+MOST_ROW_STRIDE = (2**31 - 1) // 256  # a tile of 256 rows is addressed by 32-bit offsets
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -106,12 +108,22 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise LastStrideNotOne(name=name, stride=tensor.stride(-1))
 
 
-def check_gradients(backend: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+def check_strides(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Refuse rows so far apart that one tile of them passes 2^31 elements.
+
+    Raises: StrideTooLarge.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.shape[2] > 1 and tensor.stride(2) > MOST_ROW_STRIDE:
+            raise StrideTooLarge(name=name, stride=tensor.stride(2), limit=MOST_ROW_STRIDE)
+
+
+def check_gradients(backend: str, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a gradient where there is no backward, instead of dropping it.
 
     Raises: NeedsGradient.
     """
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
+    for name, tensor in tensors.items():
         if tensor.requires_grad:
             raise NeedsGradient(name=name, backend=backend)
 

@@ -22,7 +22,7 @@ def store_source(kernel: str, text: str) -> Path:
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = cache_dir() / "src" / key / f"{kernel}.py"
     if path.exists():
-        if path.read_text() == text:
+        if path.read_bytes() == text.encode():
             return path
         warnings.warn(f"spcomp: {path} was altered; it is written again.", stacklevel=2)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -163,6 +163,11 @@ class LastStrideNotOne(SpcompError):
     help = "call {name}.contiguous() first; other strides are free."
 
 
+class StrideTooLarge(SpcompError):
+    message = "the rows of {name} are {stride} elements apart, and a tile holds at most {limit}."
+    help = "call {name}.contiguous() first, or use the reference backend."
+
+
 class MaskOfOtherLength(SpcompError):
     message = "{mask} was built for {built}, but q and k are {given}."
     help = "build it again for these lengths."

@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "spcomp.capture",
         "spcomp.integrations",
         "spcomp.kvcache",
-    "spcomp.arguments",
+        "spcomp.arguments",
         "spcomp.nn",
     ),
     ("spcomp.cli", "spcomp.__main__"),

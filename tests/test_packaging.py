@@ -48,7 +48,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build from a copy, so that no build product lands in the checkout."""
     folder = tmp_path_factory.mktemp("sdist")
     left_out = shutil.ignore_patterns(
-        ".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "report*"
+        ".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "report.*"
     )
     shutil.copytree(ROOT, folder / "copy", symlinks=True, ignore=left_out)
     return _build("sdist", folder / "copy", folder / "built")

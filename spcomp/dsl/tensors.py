@@ -13,6 +13,8 @@ from spcomp.ir.nodes.base import rebuild
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_TOKENS = 2**31 - 1  # kernels count tokens in 32 bits
+
 
 def canonical_lists(pattern: Pattern) -> Pattern:
     """Turn every block mask and index list of a pattern into sorted indices and counts.
@@ -43,7 +45,7 @@ def _canonical(node: Given, tensors: dict[str, Tensor]) -> Given:
         name = f"{node.tensor.name}_list"
     else:
         limits = tensors[node.counts.name] if isinstance(node.counts, Captured) else None
-        indices, counts = sorted_lists(given, limits)
+        indices, counts = sorted_lists(given, limits, MOST_TOKENS // node.block_k)
         name = f"{node.tensor.name}_sorted"
     tensors[name], tensors[f"{name}_counts"] = indices, counts
     listed = Captured(name, tuple(indices.shape), "int32", where=node.where)
@@ -61,13 +63,13 @@ def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     return _packed(listed, mask.shape[-1])
 
 
-def sorted_lists(indices: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sort index lists, drop repeats, negatives and what lies behind a row's count."""
+def sorted_lists(indices: Tensor, counts: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
+    """Sort index lists; drop repeats, negatives, units from `most` on, and what is behind a count."""
     import torch
 
     indices = indices.to(torch.int32)
     beyond = torch.iinfo(torch.int32).max
-    listed = torch.where(indices < 0, beyond, indices)
+    listed = torch.where((indices < 0) | (indices >= most), beyond, indices)
     if counts is not None:
         place = torch.arange(indices.shape[-1], device=indices.device)
         listed = torch.where(place < counts[..., None], listed, beyond)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import spcomp as sp
+from spcomp.arguments import check_strides
 from spcomp.errors import SpcompError
 from spcomp.patterns import block_topk, moba, quest, streaming_llm
 
@@ -124,6 +125,20 @@ def test_a_last_stride_other_than_one_is_refused() -> None:
         "LastStrideNotOne: q has stride 2 in its last dimension, where 1 is needed.\n"
         "  help: call q.contiguous() first; other strides are free."
     )
+
+
+def test_rows_too_far_apart_for_a_tile_are_refused() -> None:
+    q, k, v = tensors(skv=2)
+    assert text_of(lambda: check_strides(q, _far(k), v)) == (
+        "StrideTooLarge: the rows of k are 67108864 elements apart, and a tile holds at most "
+        "8388607.\n"
+        "  help: call k.contiguous() first, or use the reference backend."
+    )
+
+
+def _far(x: torch.Tensor) -> torch.Tensor:
+    """Give a tensor of no memory with rows 2^26 elements apart."""
+    return torch.empty_strided(x.shape, (16, 16, 2**26, 1), device="meta")
 
 
 def test_a_gradient_without_a_backward_is_refused() -> None:

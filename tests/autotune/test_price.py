@@ -25,9 +25,7 @@ def test_dense_flops_are_those_of_the_causal_triangle() -> None:
 
 def test_a_smaller_budget_costs_less_and_its_time_is_predicted() -> None:
     small, large = (
-        price.predicted(
-            price.source_for(block_topk(block=128, budget=share), SHAPE, "sm90"), SHAPE
-        )
+        price.predicted(price.source_for(block_topk(block=128, budget=share), SHAPE, "sm90"), SHAPE)
         for share in (0.125, 0.5)
     )
     dense = price.dense_price(SHAPE, None)

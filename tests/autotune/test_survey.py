@@ -23,9 +23,7 @@ class Window:
         visible = (key <= own) & (own - key < 5)
         return visible.expand(q.shape[0], q.shape[1], -1, -1)
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, /, *, scale: float | None = None
-    ) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, /, *, scale: float | None = None) -> Tensor:
         return fidelity.dense_attention(q, k, v, scale=scale) * 0.5
 
 
@@ -41,16 +39,29 @@ def test_a_row_pools_the_layers_and_measures_the_output_that_really_came() -> No
     operands, window = layers(), Window()
     timing = Timing("predicted", 1.0, None, 2.0, "sm90")
     row = survey.measure(
-        survey.Candidate("window", None, 0.2, window), operands,
-        perplexity=9.5, price=survey.Price(10, 20, timing), rung="compiled",
+        survey.Candidate("window", None, 0.2, window),
+        operands,
+        perplexity=9.5,
+        price=survey.Price(10, 20, timing),
+        rung="compiled",
     )
     want = fidelity.Measurement()
     for one in operands:
         want.add(one.q, one.k, one.v, mask=window.to_mask(one.q, one.k), scale=0.3)
     known = want.result()
     assert row == Row(
-        "window", None, 0.2, Mass(known.mass_mean, known.mass_p5, known.mass_min_head),
-        row.out_error, row.out_max_abs, known.density, 9.5, 10, 20, timing, "compiled",
+        "window",
+        None,
+        0.2,
+        Mass(known.mass_mean, known.mass_p5, known.mass_min_head),
+        row.out_error,
+        row.out_max_abs,
+        known.density,
+        9.5,
+        10,
+        20,
+        timing,
+        "compiled",
     )
     assert row.out_error == pytest.approx(0.5, abs=1e-6)
     assert known.out_error != pytest.approx(0.5, abs=1e-2)

@@ -158,7 +158,6 @@ def test_a_cache_changes_nothing() -> None:
     cache.append(-k[:, :, :20], v[:, :, :20])
     begin -= 33
     joined: list[Tensor] = [
-        torch.cat([x[:, :, :begin], y], dim=2)
-        for x, y in ((k, -k[:, :, :20]), (v, v[:, :, :20]))
+        torch.cat([x[:, :, :begin], y], dim=2) for x, y in ((k, -k[:, :, :20]), (v, v[:, :, :20]))
     ]
     assert torch.equal(cache.attend(q), attention(q, *joined))

@@ -20,8 +20,13 @@ HAS_MODEL = importlib.util.find_spec(capture.MODEL_PACKAGE) is not None
 def tiny_llama() -> transformers.LlamaForCausalLM:
     torch.manual_seed(3)
     config = transformers.LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
     )
     return transformers.LlamaForCausalLM(config).eval()
 

@@ -20,8 +20,11 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 def tiny_llama() -> transformers.LlamaForCausalLM:
     torch.manual_seed(3)
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=128, attn_implementation="eager",
-        **SIZES, **HEADS,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=128,
+        attn_implementation="eager",
+        **SIZES,
+        **HEADS,
     )
     return transformers.LlamaForCausalLM(config).eval()
 
@@ -137,9 +140,7 @@ def test_every_kind_of_mask_hides_the_same_padding(kind: str) -> None:
     assert not got[0, :2].any(), "rows of padding are 0"
 
 
-@given(
-    data=st.data(), batch=st.integers(1, 3), sq=st.integers(1, 7), before=st.integers(0, 5)
-)
+@given(data=st.data(), batch=st.integers(1, 3), sq=st.integers(1, 7), before=st.integers(0, 5))
 def test_any_padding_reads_the_same_from_two_and_from_four_dimensions(
     data: st.DataObject, batch: int, sq: int, before: int
 ) -> None:

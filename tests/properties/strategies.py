@@ -57,8 +57,10 @@ class Call:
                 ]
             return x
 
-        return draw(self.hq, self.sq, self.d), draw(self.hkv, self.skv, self.d), draw(
-            self.hkv, self.skv, 5
+        return (
+            draw(self.hq, self.sq, self.d),
+            draw(self.hkv, self.skv, self.d),
+            draw(self.hkv, self.skv, 5),
         )
 
 

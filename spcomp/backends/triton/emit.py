@@ -157,6 +157,7 @@ def _rule(rule: AttendRule, s: Setting, tables: tuple[str, ...]) -> dict[str, An
         "inputs": s.inputs(tables),
         "score_hook": rule.score_mod or attend.SCORE,
         "has_score_hook": needs_hook,
+        "is_float32": s.is_float32,
         "is_interpreted": s.is_interpreted,
     }
 

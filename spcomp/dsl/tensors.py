@@ -64,7 +64,7 @@ def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sorted_lists(indices: Tensor, counts: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
-    """Sort index lists; drop repeats, negatives, units from `most` on, and what is behind a count."""
+    """Sort index lists; drop repeats, negatives, units from `most` on, and what a count leaves."""
     import torch
 
     indices = indices.to(torch.int32)

@@ -256,6 +256,13 @@ def _pool(plan: Plan, launch: PoolLaunch) -> _Work:
     return _Work(size)
 
 
+def _passes_over_units(plan: Plan, launch: SelectLaunch | ScoreLaunch, rows: Dim) -> Dim:
+    """Give how often all units are read: by a row tile of a query head, or by a row of a list."""
+    if isinstance(launch, SelectLaunch):
+        return dims.B * dims.Hq * dims.ceildiv(rows, launch.axis("block_r"))
+    return dims.B * plan.buffer(launch.scores_buf).dims[1] * rows
+
+
 def _ranked(plan: Plan, launch: SelectLaunch | ScoreLaunch) -> _Work:
     """Score every unit for every row of every query head, also where heads share a list."""
     made = launch.indices_buf if isinstance(launch, SelectLaunch) else launch.scores_buf
@@ -263,8 +270,7 @@ def _ranked(plan: Plan, launch: SelectLaunch | ScoreLaunch) -> _Work:
     units = plan.buffer(launch.units_buf).dims[2]
     products = 2 if launch.low_buf else 1
     flops = 2 * products * dims.B * dims.Hq * rows * units * dims.D
-    tiles = dims.ceildiv(rows, launch.axis("block_r"))
-    reread = dims.B * dims.Hq * tiles * units * dims.D * E
+    reread = _passes_over_units(plan, launch, rows) * units * dims.D * E
     asked: dict[str, Dim] = {launch.units_buf: reread}
     if launch.low_buf:
         asked[launch.low_buf] = reread

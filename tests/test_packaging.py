@@ -47,9 +47,7 @@ def _build(kind: str, source: Path, into: Path) -> Path:
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build from a copy, so that no build product lands in the checkout."""
     folder = tmp_path_factory.mktemp("sdist")
-    left_out = shutil.ignore_patterns(
-        ".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "report.*"
-    )
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "tests")
     shutil.copytree(ROOT, folder / "copy", symlinks=True, ignore=left_out)
     return _build("sdist", folder / "copy", folder / "built")
 

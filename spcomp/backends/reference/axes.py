@@ -20,7 +20,7 @@ AXES = frozen(
         "invert_scan": {},
         "merge": {},
         "pool": {"unit_tile": 1, "token_tile": 64},
-        "score": {"block_r": 16, "block_u": 64},
+        "score": {"block_u": 64},
         "select": {"block_r": 16, "block_u": 64},
         "tiles": {},
         "topk": {"block_u": 1024},

@@ -111,7 +111,7 @@ class Attention:
     ) -> tuple[Tensor, Tensor]:
         if self.pattern.tensors:
             self._reread_changed_tables()
-        key = (scale, *arguments.call_key(q, k, v))
+        key = (scale, *arguments.call_key(q, k, v, *self.pattern.tensors.values()))
         known = self._admitted.get(key)
         if known is None:
             env = self._checked(q, k, v)

@@ -32,7 +32,7 @@ MOST_ROW_STRIDE = (2**31 - 1) // 256  # a tile of 256 rows is addressed by 32-bi
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
-def call_key(q: Tensor, k: Tensor, v: Tensor) -> tuple[object, ...]:
+def call_key(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> tuple[object, ...]:
     """Give everything of a call that the checks below look at, so that a call like one that passed
     is not checked again."""
     return (
@@ -48,7 +48,7 @@ def call_key(q: Tensor, k: Tensor, v: Tensor) -> tuple[object, ...]:
         q.device,
         k.device,
         v.device,
-        is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
+        is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *tables)),
     )
 
 

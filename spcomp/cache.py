@@ -34,7 +34,7 @@ def _write_whole(path: Path, text: str) -> None:
     """Write beside the file and rename, so that nobody ever reads half of it."""
     handle, staged = tempfile.mkstemp(dir=path.parent, prefix=".staged-")
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(staged, path)
     except BaseException:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_TOKENS = 2**31 - 1  # kernels count tokens in 32 bits
+MOST_UNITS = 1 << 24  # an entry of a list has 24 bits for the number of its unit
 
 
 def canonical_lists(pattern: Pattern) -> Pattern:
@@ -45,7 +46,7 @@ def _canonical(node: Given, tensors: dict[str, Tensor]) -> Given:
         name = f"{node.tensor.name}_list"
     else:
         limits = tensors[node.counts.name] if isinstance(node.counts, Captured) else None
-        indices, counts = sorted_lists(given, limits, MOST_TOKENS // node.block_k)
+        indices, counts = sorted_lists(given, limits, min(MOST_UNITS, MOST_TOKENS // node.block_k))
         name = f"{node.tensor.name}_sorted"
     tensors[name], tensors[f"{name}_counts"] = indices, counts
     listed = Captured(name, tuple(indices.shape), "int32", where=node.where)
@@ -67,9 +68,9 @@ def sorted_lists(indices: Tensor, counts: Tensor | None, most: int) -> tuple[Ten
     """Sort index lists; drop repeats, negatives, units from `most` on, and what a count leaves."""
     import torch
 
-    indices = indices.to(torch.int32)
     beyond = torch.iinfo(torch.int32).max
-    listed = torch.where((indices < 0) | (indices >= most), beyond, indices)
+    outside = (indices < 0) | (indices >= most)
+    listed = torch.where(outside, beyond, indices).to(torch.int32)
     if counts is not None:
         place = torch.arange(indices.shape[-1], device=indices.device)
         listed = torch.where(place < counts[..., None], listed, beyond)

@@ -17,6 +17,7 @@ from spcomp.errors import MaskOfOtherLength, SpcompError
 from spcomp.patterns import moba
 from tests import oracle
 from tests.bug_reports.make import DEVICE, assert_attends, compiled, dense, qkv, run
+from tests.conformance.cases import assert_within
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -126,6 +127,28 @@ def test_a_list_may_name_units_that_are_not_there_and_they_are_nothing() -> None
     q, k, v = qkv(1, 2, 1, 1, 100, 16)
     mask = (torch.arange(100) >= 64)[None]
     assert_attends(compiled(picked_by_rows), q, k, v, mask)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("beyond", [2**24, 2**25 - 1, 2**31 - 1, 2**32, 2**40 + 1])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_unit_number_that_loses_its_upper_bits_is_no_other_unit(
+    backend: str, beyond: int, rows: int
+) -> None:
+    """B06. Entries of a list hold 24 bits of a unit, offsets 31, indices of the user 64."""
+    indices = torch.tensor([1, beyond]).expand(1, 1, rows, 2)
+
+    @sp.pattern
+    def picked(q, k, v):
+        chosen = sp.block_indices(indices, block=(1, 64))
+        return sp.attend(q, sp.gather(k, chosen), sp.gather(v, chosen), mask=None)
+
+    tensors = qkv(1, 1, 1, rows, 100, 16)
+    mask = (torch.arange(100) >= 64).expand(rows, 100)
+    if backend == "triton":
+        assert_attends(compiled(picked), *tensors, mask)
+    else:
+        assert_within(*sp.compile(picked)(*tensors, return_lse=True), *tensors, mask)
 
 
 GUARDED = """

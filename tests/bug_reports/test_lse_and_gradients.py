@@ -172,8 +172,11 @@ def test_a_learned_table_gets_its_gradient_or_the_call_is_refused() -> None:
     torch.testing.assert_close(got.cpu().double(), want, rtol=1e-4, atol=1e-5)
     with pytest.raises(NeedsGradient, match="table0 requires a gradient"):
         sp.compile(biased, backend="triton")(q, k, v)
+    attention = sp.compile(biased, backend="triton")
     with torch.no_grad():
-        assert bool(sp.compile(biased, backend="triton")(q, k, v).isfinite().all())
+        assert bool(attention(q, k, v).isfinite().all())
+    with pytest.raises(NeedsGradient, match="table0 requires a gradient"):
+        attention(q, k, v)  # that the call before was let through says nothing of this one
 
 
 def test_a_gradient_is_never_dropped_in_silence() -> None:

@@ -16,7 +16,7 @@ from spcomp.dsl.pattern import Pattern, PatternFunction
 from spcomp.dsl.tensors import canonical_lists
 from spcomp.errors import UnknownChoice, WrongArguments
 from spcomp.ir import dims
-from spcomp.ir.nodes import Attend, Node
+from spcomp.ir.nodes import Attend, Captured, Given, Node
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.plan import LoopOrder, Phase, Plan
 from spcomp.ir.schedule import Schedule
@@ -58,6 +58,7 @@ class Attention:
     _built: dict[tuple[object, ...], Built] = field(default_factory=dict, repr=False)
     _canonical: Pattern | None = field(default=None, repr=False)
     _versions: tuple[int, ...] = field(default=(), repr=False)
+    _listed: tuple[Tensor, ...] | None = field(default=None, repr=False)
     _admitted: dict[tuple[object, ...], Admitted] = field(default_factory=dict, repr=False)
 
     @overload
@@ -110,7 +111,7 @@ class Attention:
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, kept: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         if self.pattern.tensors:
-            self._reread_changed_tables()
+            self._resort_changed_lists()
         key = (scale, *arguments.call_key(q, k, v, *self.pattern.tensors.values()))
         known = self._admitted.get(key)
         if known is None:
@@ -156,16 +157,27 @@ class Attention:
             arguments.check_gradients(name, {"q": q, "k": k, "v": v, **tables})
         return env
 
-    def _reread_changed_tables(self) -> None:
-        """Forget what was made of the pattern's tensors when one was written to since."""
-        versions = tuple(
-            0 if t.is_inference() else t._version for t in self.pattern.tensors.values()
-        )
+    def _resort_changed_lists(self) -> None:
+        """Forget the plans when a list of the pattern was written to since it was sorted for them.
+
+        Tables of a rule need no such care: the kernels read them at each call.
+        """
+        versions = tuple(0 if t.is_inference() else t._version for t in self._lists())
         if versions != self._versions:
             self._versions = versions
             self._canonical = None
             self._built.clear()
             self._admitted.clear()
+
+    def _lists(self) -> tuple[Tensor, ...]:
+        """Give the index lists, counts and block masks the pattern brought."""
+        if self._listed is None:
+            given = [n for n in self.pattern.program.stages() if isinstance(n, Given)]
+            sides = [side for n in given for side in (n.tensor, n.counts)]
+            self._listed = tuple(
+                self.pattern.tensors[side.name] for side in sides if isinstance(side, Captured)
+            )
+        return self._listed
 
     def _tables(self) -> dict[str, Tensor]:
         if not self.pattern.tensors:

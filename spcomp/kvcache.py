@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spcomp.errors import ShapeMismatch
 from spcomp.ir.nodes import Downsample, State
-from spcomp.ir.units import units_of
+from spcomp.ir.units import Units, units_of
 
 if TYPE_CHECKING:
     from spcomp.api import Attention
@@ -38,7 +38,7 @@ class KVCache:
     v: Tensor
     states: dict[str, Tensor] = field(default_factory=dict)
     length: int = 0
-    _strides: dict[str, int] = field(default_factory=dict, repr=False)
+    _units: dict[str, Units] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(
@@ -132,21 +132,18 @@ class KVCache:
 
     def tensors(self) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         """Give keys, values and state of the tokens held."""
-        stride = self.strides()
-        kept = {n: t[:, :, : -(-self.length // stride[n])] for n, t in self.states.items()}
+        units = self.units()
+        kept = {n: t[:, :, : int(units[n].count(self.length))] for n, t in self.states.items()}
         return self.k[:, :, : self.length], self.v[:, :, : self.length], kept
 
-    def strides(self) -> dict[str, int]:
-        """Give the tokens a unit of each state advances by."""
-        if not self._strides:
+    def units(self) -> dict[str, Units]:
+        """Give the units each state is in."""
+        if not self._units:
             nodes = [n for n in self.attention.pattern.program.stages() if isinstance(n, State)]
-            self._strides = {
-                s: units_of(n).stride
-                for n in nodes
-                for s in self.states
-                if s.startswith(f"{n.name}.")
+            self._units = {
+                s: units_of(n) for n in nodes for s in self.states if s.startswith(f"{n.name}.")
             }
-        return self._strides
+        return self._units
 
     def _update(self, begin: int) -> None:
         if not self.states:

@@ -6,7 +6,6 @@ from spcomp.errors import CannotLower
 from spcomp.ir.expr import TRUE, Expr, Lit, Sym, conjunction, op
 from spcomp.ir.nodes import (
     Attend,
-    Captured,
     Causal,
     Everything,
     Gather,
@@ -132,16 +131,3 @@ def list_unit(selection: Node) -> Units:
         return Units(selection.block_k, selection.block_k)
     assert isinstance(selection, TopK)
     return units_of(selection.scores.k)  # type: ignore[attr-defined]
-
-
-def list_granule(selection: Node) -> int:
-    """Give the query rows one row of a list covers."""
-    if isinstance(selection, Given):
-        return selection.block_q
-    assert isinstance(selection, TopK)
-    return units_of(selection.scores.q).stride  # type: ignore[attr-defined]
-
-
-def captured_tables(nodes: tuple[Node, ...]) -> tuple[str, ...]:
-    """Name the tables of a region or an attend."""
-    return tuple(n.name for n in nodes if isinstance(n, Captured))

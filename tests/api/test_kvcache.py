@@ -25,10 +25,19 @@ def by_mean(q, k, v):
     return sp.attend(q, sp.gather(k, best), sp.gather(v, best))
 
 
+@sp.pattern
+def complete_pages(q, k, v):
+    """Pages that exist once they are full: fewer than the tokens would need."""
+    pages = sp.cached(sp.downsample(k, block=16, by="minmax", tail="drop"))
+    best = sp.topk(sp.score(q, pages), k=2)
+    return sp.attend(q, sp.gather(k, best), sp.gather(v, best))
+
+
 PATTERNS = {
     "quest": quest(page=16, budget=48),
     "quest by groups": quest(page=8, budget=24, heads="group"),
     "by mean": by_mean(),
+    "complete pages": complete_pages(),
     "no state": streaming_llm(sinks=2, recent=20),
 }
 

@@ -280,6 +280,7 @@ def _gather(launch: GatherLaunch, plan: Plan) -> Binding:
             "n_list_rows": ceildiv(env["R"], launch.granule),
             "n_row_tiles": ceildiv(rows, block_m),
             "splits": call.tensor(launch.out_buf).shape[0] if stacked else 1,
+            **({} if stacked else {"out_sp": 0, "lse_sp": 0}),
             "store_begin": env["R0"] if _is_slab_local(launch.out_buf) else 0,
             "scale_log2": _scale(launch.rule, env),
         }
@@ -288,12 +289,6 @@ def _gather(launch: GatherLaunch, plan: Plan) -> Binding:
         v = scalars(call)
         blocks = call.env["B"] * call.env["Hq"] // int(v["heads_per_program"])
         return blocks * int(v["n_list_rows"]) * int(v["n_row_tiles"]) * int(v["splits"])
-
-    def with_split(call: Call) -> dict[str, Number]:
-        values = scalars(call)
-        if not stacked:
-            values.update(out_sp=0, lse_sp=0)
-        return values
 
     letters = "pbhs" if stacked else "bhs"
     return Binding(
@@ -311,7 +306,7 @@ def _gather(launch: GatherLaunch, plan: Plan) -> Binding:
             ("idx", launch.list_buf, "bhr"),
             ("cnt", launch.count_buf, "bh"),
         ),
-        with_split,
+        scalars,
         grid,
         launch.table_bufs,
     )

@@ -105,12 +105,12 @@ class TritonExecutable:
                 if not self._is_kept(launch, kept):
                     continue
                 assert isinstance(launch, PoolLaunch)
+                written = {n: states[self.states[n]] for n in launch.writes()}
                 units = {
                     "tokens": env["Skv"],
-                    "unit_begin": begin // launch.stride,
-                    "unit_end": -(-env["Skv"] // launch.stride),
+                    "unit_begin": max(0, (begin - launch.block) // launch.stride + 1),
+                    "unit_end": written[launch.out_buf].shape[2],
                 }
-                written = {n: states[self.states[n]] for n in launch.writes()}
                 shots.append(site.shot(Call({**held, **written}, {**env, **units}), device))
             self._fire([s for s in shots if s is not None], given, device)
 

@@ -30,6 +30,7 @@ class Job:
     path: str
     kernel: str
     arch: str
+    warp_size: int
     manifest: Manifest
     warps: int
     stages: int
@@ -62,6 +63,7 @@ def _jobs(source: Source, folder: Path) -> list[Job]:
                 str(path),
                 launch.kernel,
                 source.target.arch,
+                source.target.warp_size,
                 manifest,
                 axes["warps"],
                 axes["stages"],
@@ -122,7 +124,7 @@ def _compile(job: Job) -> dict[str, Any]:
 
     function = kernel_in(Path(job.path), job.kernel)
     kind, _, arch = job.arch.partition(":")
-    target = GPUTarget("cuda", int(arch), 32) if kind == "cuda" else GPUTarget("hip", arch, 64)
+    target = GPUTarget(kind, int(arch) if kind == "cuda" else arch, job.warp_size)
     options = {"num_warps": job.warps, "num_stages": job.stages}
     built = compile_kernel(function, job.manifest, best_class(job.manifest), target, options)
     binary = built.asm["cubin" if kind == "cuda" else "hsaco"]

@@ -29,7 +29,7 @@ def by_mean(q, k, v):
 def complete_pages(q, k, v):
     """Pages that exist once they are full: fewer than the tokens would need."""
     pages = sp.cached(sp.downsample(k, block=16, by="minmax", tail="drop"))
-    best = sp.topk(sp.score(q, pages), k=2)
+    best = sp.topk(sp.score(q, pages), k=8)
     return sp.attend(q, sp.gather(k, best), sp.gather(v, best))
 
 
@@ -224,3 +224,18 @@ def test_a_snapshot_of_a_longer_cache_cannot_be_restored() -> None:
     noted = cache.snapshot()
     cache.rewind(4)
     assert "-4 tokens to forget" in _message(lambda: cache.restore(noted))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_short_last_page_is_not_written_where_pages_exist_only_when_full(backend: str) -> None:
+    cache = _cache(backend, complete_pages(), capacity=24)
+    beside = {
+        name: torch.full((1, HKV, 3, D), 7.0).to(t.device) for name, t in cache.states.items()
+    }
+    cache.states = {name: wide[:, :, :1] for name, wide in beside.items()}
+    k, v = _tokens(backend, 24)
+    for begin, end in ((0, 15), (15, 20), (20, 24)):
+        cache.append(k[:, :, begin:end], v[:, :, begin:end])
+        assert {t.shape[2] for t in cache.tensors()[2].values()} == {end // 16}
+    assert all(bool((wide[:, :, 1:] == 7).all()) for wide in beside.values())
+    _assert_like_all_tokens(cache, 1, k, v)

@@ -382,6 +382,8 @@ def _check_shapes(
 def _clash(names: str, wanted: str, given: str) -> None:
     left, right = names.rsplit(" and ", 1)
     raise ShapeMismatch(
-        left=left, right=right, problem=f"{wanted} is needed, {given} was given",
+        left=left,
+        right=right,
+        problem=f"{wanted} is needed, {given} was given",
         way_out="the layout is q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv].",
     )

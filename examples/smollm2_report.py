@@ -150,9 +150,15 @@ def compiled_kernels(case: Case, source: Source) -> tuple[KernelRow, ...]:
 
     rows = (
         KernelRow(
-            kernel=built.kernel, pattern=case.name, block=case.block, target=built.target,
-            registers=built.registers, spill_bytes=built.spill_bytes,
-            shared_bytes=built.shared_bytes, rung="compiled", note=", ".join(built.warnings),
+            kernel=built.kernel,
+            pattern=case.name,
+            block=case.block,
+            target=built.target,
+            registers=built.registers,
+            spill_bytes=built.spill_bytes,
+            shared_bytes=built.shared_bytes,
+            rung="compiled",
+            note=", ".join(built.warnings),
         )
         for built in build_offline(source)
     )
@@ -321,9 +327,16 @@ def build_record(tokens: int | None) -> ReportRecord:
         elapsed_s=time.monotonic() - began,
         environment=survey.environment(card, SEED),
         subject=Subject(
-            model=loaded.name, text=text.name, text_sha256=text.sha256, tokens=tokens,
-            perplexity_tokens=few.shape[1], layers=LAYERS, query_heads=query_heads,
-            kv_heads=kv_heads, head_dim=head_dim, dtype="float32",
+            model=loaded.name,
+            text=text.name,
+            text_sha256=text.sha256,
+            tokens=tokens,
+            perplexity_tokens=few.shape[1],
+            layers=LAYERS,
+            query_heads=query_heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dtype="float32",
             computed_by="the Triton kernels" if card else "the reference backend",
         ),
         priced=shape,

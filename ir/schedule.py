@@ -6,12 +6,18 @@ frozen value for each axis of each kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NoReturn
 
+from spcomp.errors import NegativeCount, UnknownChoice
 from spcomp.ir.plan import Axes, LoopOrder
 
 KernelAxes = tuple[tuple[str, Axes], ...]
+AxisChanges = Mapping[str, Mapping[str, int]]
+"""Values of some axes, by kernel and axis."""
+AxisSpace = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""The values axes may take, by kernel and axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,30 @@ class Schedule:
         kernels = {**dict(self.kernels), kernel: tuple(sorted(merged.items()))}
         return Schedule(self.order, tuple(sorted(kernels.items())), self.reason)
 
+    def changed(self, changes: AxisChanges) -> Schedule:
+        """Give the schedule with other values of some axes.
+
+        Raises: UnknownChoice for a kernel or an axis that is not there, NegativeCount below 1.
+        """
+        schedule = self
+        for kernel, values in changes.items():
+            known = schedule.of(kernel)
+            if not known:
+                _refuse("kernel", kernel, dict(schedule.kernels))
+            for axis, value in values.items():
+                if axis not in known:
+                    _refuse("axis", f"{kernel}.{axis}", known)
+                if value < 1:
+                    raise NegativeCount(
+                        verb="axes",
+                        name=f"{kernel}.{axis}",
+                        value=value,
+                        least=1,
+                        counts="what its manifest says",
+                    )
+            schedule = schedule.with_axes(kernel, **values)
+        return schedule
+
     def __str__(self) -> str:
         return self.order
 
@@ -39,3 +69,7 @@ class Schedule:
 def frozen(axes: Mapping[str, Mapping[str, int]]) -> KernelAxes:
     """Freeze a table of kernel -> axis -> value."""
     return tuple((k, tuple(sorted(v.items()))) for k, v in sorted(axes.items()))
+
+
+def _refuse(kind: str, name: str, known: Iterable[str]) -> NoReturn:
+    raise UnknownChoice(verb="axes", name=f"the {kind}", value=name, choices=", ".join(known))

@@ -19,7 +19,7 @@ from spcomp.ir import dims
 from spcomp.ir.nodes import Attend, Captured, Given, Node
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.plan import LoopOrder, Phase, Plan
-from spcomp.ir.schedule import Schedule
+from spcomp.ir.schedule import AxisChanges, Schedule
 from spcomp.ir.target import Target
 from spcomp.settings import current
 
@@ -54,7 +54,7 @@ class Attention:
     pattern: Pattern
     backend_name: str | None = None
     order: LoopOrder | None = None
-    schedule: Schedule | None = None
+    axes: AxisChanges | None = None
     _built: dict[tuple[object, ...], Built] = field(default_factory=dict, repr=False)
     _canonical: Pattern | None = field(default=None, repr=False)
     _versions: tuple[int, ...] = field(default=(), repr=False)
@@ -213,10 +213,11 @@ class Attention:
     ) -> Built:
         pattern = self.pattern if scale is None else with_scale(self.pattern, scale)
         order = self.order if phase == "prefill" else None
-        if self.order is None and self.schedule is None:
+        if self.order is None and not self.axes:
             interpreted = backend.interpret(canonical_lists(pattern).program)
             if interpreted is not None:
                 return Built(None, target, spec, None, interpreted)
+        schedule = Schedule("query_major", backend.axes(target, spec)).changed(self.axes or {})
         plan = compiler.lower(
             pattern,
             backend=backend,
@@ -224,7 +225,7 @@ class Attention:
             spec=spec,
             phase=phase,
             order=order,
-            schedule=self.schedule,
+            schedule=schedule,
         )
         source = backend.emit(plan, target, spec)
         return Built(plan, target, spec, source, backend.build(source))
@@ -298,14 +299,15 @@ def compile(
     *,
     backend: str | None = None,
     order: LoopOrder | None = None,
-    schedule: Schedule | None = None,
+    axes: AxisChanges | None = None,
 ) -> Attention:
     """Compile a pattern to a callable.
 
     pattern: `quest(page=16)`, or a function under @pattern (its defaults are taken). backend:
     "reference", "triton", or None for the tensors' device (CPU: reference; GPU: triton). order: a
-    prefill loop order to insist on: "query_major", "key_major" or "gather". schedule: axis values,
-    default the backend's.
+    prefill loop order to insist on: "query_major", "key_major" or "gather". axes: values of
+    schedule axes by kernel, `{"attend": {"block_q": 64}}`, as a tuning report prints them; others
+    keep the backend's default. A wrong name is an error of the first call, which knows the backend.
     Raises: WrongArguments, UnknownBackend, UnknownChoice; and, here and not at the first call, what
              is wrong with the pattern
     itself: ForcedSetTooLarge, WrongStage, CannotLower.
@@ -324,7 +326,7 @@ def compile(
         shown = ", ".join(repr(o) for o in ORDERS)
         raise UnknownChoice(verb="compile", name="order", value=order, choices=shown)
     compiler.normalise(pattern.program)
-    return Attention(pattern, backend, order, schedule)
+    return Attention(pattern, backend, order, axes)
 
 
 def _name(value: Any) -> str:

@@ -99,7 +99,9 @@ def _recall(record: ReportRecord) -> Plot:
     _budget_axis(figure)
     figure.update_yaxes(title="attention mass kept", tickformat=".0%", range=[0, 1.03])
     return _plot(
-        figure, "recall", "Recall against budget",
+        figure,
+        "recall",
+        "Recall against budget",
         "Share of the dense attention probability that the pattern keeps: solid lines the mean "
         "over all rows, heads and layers, dotted lines the 5th percentile of rows.",
     )
@@ -121,7 +123,9 @@ def _perplexity(record: ReportRecord) -> Plot:
         title="perplexity (less is better)", type="log" if is_wide else "linear", nticks=8
     )
     return _plot(
-        figure, "perplexity", "Perplexity against budget",
+        figure,
+        "perplexity",
+        "Perplexity against budget",
         f"Perplexity of the first {record.subject.perplexity_tokens} tokens of the text with the "
         f"attention of every layer replaced.{words}",
     )
@@ -134,8 +138,12 @@ def _add_dense(figure: Any, record: ReportRecord) -> str:
         return ""
     budgets = [row.budget for row in record.rows]
     figure.add_scatter(
-        x=[min(budgets), max(budgets)], y=[dense, dense], mode="lines", name=f"dense, {dense:.3f}",
-        line={"dash": "dash", "width": 1.5, "color": "#888888"}, hoverinfo="skip",
+        x=[min(budgets), max(budgets)],
+        y=[dense, dense],
+        mode="lines",
+        name=f"dense, {dense:.3f}",
+        line={"dash": "dash", "width": 1.5, "color": "#888888"},
+        hoverinfo="skip",
     )
     return " The dashed line is the model with its own dense attention."
 
@@ -175,7 +183,9 @@ def _speed(record: ReportRecord) -> Plot:
     places = sorted({row.timing.where for row in shown if row.timing is not None})
     figure.update_yaxes(title=f"times faster than dense ({', '.join(kinds)})", rangemode="tozero")
     return _plot(
-        figure, "speed", f"Speed against block size, {' and '.join(kinds)}",
+        figure,
+        "speed",
+        f"Speed against block size, {' and '.join(kinds)}",
         f"One layer's forward over {record.priced}, {' and '.join(kinds)} for "
         f"{', '.join(places)}. Bars are {patterns[0]} at the budget over them unless another "
         "pattern is named; the dashed line is dense attention.",
@@ -193,7 +203,12 @@ def _names(rows: list[Row]) -> list[str]:
 
 
 def _add_series(
-    figure: Any, record: ReportRecord, rows: list[Row], values: list[Any], what: str, *,
+    figure: Any,
+    record: ReportRecord,
+    rows: list[Row],
+    values: list[Any],
+    what: str,
+    *,
     is_faint: bool,
 ) -> None:
     pattern, block = rows[0].pattern, rows[0].block

@@ -213,7 +213,9 @@ def _check_row(entry: str, row: Row, record: ReportRecord) -> None:
     if is_measured != (row.rung == "timed"):
         kind = "no time" if row.timing is None else f"a {row.timing.kind} time"
         raise ReportContradiction(
-            entry=entry, claim=f"rung '{row.rung}'", fact=f"it holds {kind}",
+            entry=entry,
+            claim=f"rung '{row.rung}'",
+            fact=f"it holds {kind}",
             way_out="a measured time and the rung 'timed' go together.",
         )
     shares = {"budget": row.budget, "density": row.density, "mass mean": row.mass.mean}
@@ -221,7 +223,9 @@ def _check_row(entry: str, row: Row, record: ReportRecord) -> None:
         # Float32 sums of probabilities pass 1 by a few roundings.
         if not 0 <= value <= 1 + 1e-5 or (name == "budget" and value == 0):
             raise ReportContradiction(
-                entry=entry, claim=f"{name} {value:g}", fact="a share lies between 0 and 1",
+                entry=entry,
+                claim=f"{name} {value:g}",
+                fact="a share lies between 0 and 1",
                 way_out="give it as a fraction, 0.25 for 25 %.",
             )
 
@@ -229,12 +233,16 @@ def _check_row(entry: str, row: Row, record: ReportRecord) -> None:
 def _check_rung(entry: str, rung: str, card: str | None) -> None:
     if rung not in RUNGS:
         raise ReportContradiction(
-            entry=entry, claim=f"rung '{rung}'", fact=f"the rungs are {', '.join(RUNGS)}",
+            entry=entry,
+            claim=f"rung '{rung}'",
+            fact=f"the rungs are {', '.join(RUNGS)}",
             way_out="name the highest one that was reached.",
         )
     if rung == "timed" and card is None:
         raise ReportContradiction(
-            entry=entry, claim="rung 'timed'", fact="the environment names no card",
+            entry=entry,
+            claim="rung 'timed'",
+            fact="the environment names no card",
             way_out="name the card, or claim 'matched' at most.",
         )
 

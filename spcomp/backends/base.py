@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from spcomp.ir.passes.fit_target import Refusal
 from spcomp.ir.plan import Plan
 from spcomp.ir.program import Program
-from spcomp.ir.schedule import KernelAxes
+from spcomp.ir.schedule import AxisSpace, KernelAxes
 from spcomp.ir.target import Target
 
 if TYPE_CHECKING:
@@ -134,6 +134,10 @@ class Backend(Protocol):
         """The default schedule axes of every kernel it may launch."""
         ...
 
+    def space(self, target: Target, spec: Specialisation) -> AxisSpace:
+        """The values each schedule axis may take, by kernel and axis; the default is among them."""
+        ...
+
     def refuses(self, plan: Plan, target: Target, spec: Specialisation) -> Refusal | None:
         """Say why it will not build a plan, before any compile."""
         ...
@@ -144,6 +148,14 @@ class Backend(Protocol):
 
     def emit(self, plan: Plan, target: Target, spec: Specialisation) -> Source:
         """Generate the source of every launch."""
+        ...
+
+    def compile(self, source: Source) -> tuple[BuiltKernel, ...]:
+        """Compile every kernel for its target, which need not be here.
+
+        Raises: Refused, where it has no compiler that works without the device or the compiler
+        fails.
+        """
         ...
 
     def build(self, source: Source) -> Executable:

@@ -25,7 +25,6 @@ from spcomp.cli.options import (
 )
 from spcomp.cli.output import print_json, print_table, say
 from spcomp.cli.patterns import load_pattern
-from spcomp.errors import Refused
 from spcomp.ir.plan import Plan
 from spcomp.ir.text import print_plan, print_program
 from spcomp.version import VERSION
@@ -74,7 +73,7 @@ def compile_files(
     source = compiler.emit(plan, setup.backend, setup.target, setup.spec)
     _make(folder)
     say(f"compiling {len(source.files)} kernels of {plan.pattern} for {setup.target.title}")
-    built = _built(source, setup)
+    built = setup.backend.compile(source)
     texts = {"pattern.ir": print_program(made.program), "plan.txt": print_plan(plan)}
     manifest = _manifest(plan, source, setup, built)
     _write(folder, source, built, {**texts, "manifest.json": json.dumps(manifest, indent=2)})
@@ -93,23 +92,6 @@ def _make(folder: Path) -> None:
         raise click.BadParameter(
             f"cannot make the folder {folder}: {error.strerror}.", param_hint="-o"
         ) from None
-
-
-def _built(source: Source, setup: Setup) -> tuple[BuiltKernel, ...]:
-    """Compile without a card.
-
-    Raises: Refused, for a target whose backend compiles only on its own device.
-    """
-    if setup.target.arch.partition(":")[0] not in BINARY:
-        raise Refused(
-            backend=setup.backend.name,
-            what=f"to make binaries for {setup.target.name}",
-            reason="it has no compiler that works without the device",
-            way_out="`spcomp show PATTERN --at source` prints the source.",
-        )
-    from spcomp.backends.triton.offline import build_offline
-
-    return build_offline(source)
 
 
 def _manifest(

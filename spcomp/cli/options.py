@@ -151,13 +151,7 @@ def schedule_of(setup: Setup, axes: tuple[tuple[str, str, int], ...]) -> Schedul
         return None
     schedule = Schedule("query_major", setup.backend.axes(setup.target, setup.spec))
     for kernel, axis, value in axes:
-        known = schedule.of(kernel)
-        if axis not in known:
-            names = ", ".join(known) or ", ".join(name for name, _ in schedule.kernels)
-            raise click.BadParameter(
-                f"there is no axis {kernel}.{axis}; choose from {names}.", param_hint="--axis"
-            )
-        schedule = schedule.with_axes(kernel, **{axis: value})
+        schedule = schedule.changed({kernel: {axis: value}})
     return schedule
 
 

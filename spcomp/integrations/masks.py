@@ -122,9 +122,7 @@ def _read_padding(mask: Tensor, batch: int, sq: int, skv: int) -> list[list[bool
     return padding
 
 
-def _read_visibility(
-    mask: Tensor, batch: int, sq: int, skv: int
-) -> tuple[list[list[bool]], int]:
+def _read_visibility(mask: Tensor, batch: int, sq: int, skv: int) -> tuple[list[list[bool]], int]:
     rows, heads = mask.shape[:2]
     if rows not in (1, batch) or tuple(mask.shape[2:]) != (sq, skv):
         raise _Unreadable(f"is not [{batch} or 1, heads or 1, {sq}, {skv}]")

@@ -191,8 +191,12 @@ class PluggedAttention:
             if reason is not None:
                 meaning, way_out = reason
                 raise ArgumentNotUnderstood(
-                    layer=layer, module=type(module).__name__, name=name, value=_short(value),
-                    meaning=meaning, way_out=way_out,
+                    layer=layer,
+                    module=type(module).__name__,
+                    name=name,
+                    value=_short(value),
+                    meaning=meaning,
+                    way_out=way_out,
                 )
 
 

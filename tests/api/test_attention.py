@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 import spcomp as sp
-from spcomp.backends import registry
 from spcomp.errors import WrongArguments
-from spcomp.ir.schedule import Schedule
 from spcomp.patterns import block_topk, moba, quest, streaming_llm
 from tests import oracle
 from tests.conformance.cases import assert_within, device_of, read_keys
@@ -122,9 +120,7 @@ def test_a_schedule_changes_tiles_and_nothing_else(backend: str) -> None:
     pattern = block_topk(block=32, budget=2, locals=1)
     plain = sp.compile(pattern, backend=backend)
     built = plain.built(q, k, v)
-    axes = registry.backend(backend).axes(built.target, built.spec)
-    smaller = Schedule("query_major", axes).with_axes("attend", block_q=16, block_k=16)
-    changed = sp.compile(pattern, backend=backend, schedule=smaller)
+    changed = sp.compile(pattern, backend=backend, axes={"attend": {"block_q": 16, "block_k": 16}})
     tiles = {n.kernel: dict(n.axes) for n in changed.built(q, k, v).plan.launches()}["attend"]
     assert (tiles["block_q"], tiles["block_k"]) == (16, 16)
     assert changed.built(q, k, v).source != built.source
@@ -132,6 +128,28 @@ def test_a_schedule_changes_tiles_and_nothing_else(backend: str) -> None:
     for attention in (plain, changed):
         out, lse = (x.cpu() for x in attention(q, k, v, return_lse=True))
         assert_within(out, lse, q.cpu(), k.cpu(), v.cpu(), mask)
+
+
+@pytest.mark.parametrize(
+    ("axes", "text"),
+    [
+        (
+            {"atend": {"block_q": 16}},
+            "UnknownChoice: axes was given the kernel = 'atend'.\n  help: choose one of attend, ",
+        ),
+        (
+            {"attend": {"block_z": 16}},
+            "UnknownChoice: axes was given the axis = 'attend.block_z'.\n"
+            "  help: choose one of block_k, block_q, stages, warps.",
+        ),
+        ({"attend": {"block_q": 0}}, "NegativeCount: axes was given attend.block_q = 0, which is"),
+    ],
+)
+def test_a_wrong_axis_is_refused_by_name(axes: Any, text: str) -> None:
+    q, k, v = _tensors("triton", sq=70, skv=90)
+    with pytest.raises(sp.SpcompError) as caught:
+        sp.compile(moba(block=32, k_blocks=2), backend="triton", axes=axes)(q, k, v)
+    assert str(caught.value).startswith(text)
 
 
 def test_an_explanation_names_backend_order_launches_and_scratch() -> None:

@@ -212,12 +212,6 @@ def test_a_word_where_a_number_is_needed() -> None:
             "Invalid value for '--axis': 'attend=64' is not of the form kernel.axis=number.",
         ),
         (
-            "--axis",
-            "attend.block_z=64",
-            "Invalid value for --axis: there is no axis attend.block_z; "
-            "choose from block_k, block_q, stages, warps.",
-        ),
-        (
             "--dtype",
             "int8",
             "Invalid value for '--dtype': 'int8' is not one of bf16, fp16, fp32.",
@@ -247,6 +241,18 @@ def test_wrong_value_of_an_option(option: str, value: str, problem: str) -> None
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == f"Error: {problem}"
     assert result.stdout == ""
+
+
+def test_an_axis_that_is_not_there_lists_those_that_are() -> None:
+    assert_fails(
+        2,
+        "UnknownChoice: axes was given the axis = 'attend.block_z'.\n"
+        "  help: choose one of block_k, block_q, stages, warps.\n",
+        "show",
+        "moba",
+        "--axis",
+        "attend.block_z=64",
+    )
 
 
 def test_heads_of_a_shape_must_divide() -> None:

@@ -8,10 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from spcomp.backends.base import Executable, Refusal, Source, SourceFile, Specialisation
+from spcomp.backends.base import (
+    BuiltKernel,
+    Executable,
+    Refusal,
+    Source,
+    SourceFile,
+    Specialisation,
+)
 from spcomp.backends.reference.axes import AXES, TORCH
+from spcomp.errors import Refused
 from spcomp.ir.plan import Plan
-from spcomp.ir.schedule import KernelAxes
+from spcomp.ir.schedule import AxisSpace, KernelAxes
 from spcomp.ir.target import Target
 from spcomp.ir.text import print_plan
 
@@ -36,6 +44,10 @@ class ReferenceBackend:
         """The schedule axes that shape a plan."""
         return AXES
 
+    def space(self, target: Target, spec: Specialisation) -> AxisSpace:
+        """One value an axis: what shapes a plan for an interpreter is not worth a search."""
+        return {k: {name: (value,) for name, value in axes} for k, axes in AXES}
+
     def refuses(self, plan: Plan, target: Target, spec: Specialisation) -> Refusal | None:
         """Refuse what has no softmax: dtypes that are not floats."""
         if "float" in spec.dtype:
@@ -49,6 +61,15 @@ class ReferenceBackend:
     def emit(self, plan: Plan, target: Target, spec: Specialisation) -> Source:
         """Give the plan as text: what is interpreted is the plan itself."""
         return Source(plan, spec, target, (SourceFile(0, "plan", print_plan(plan)),))
+
+    def compile(self, source: Source) -> tuple[BuiltKernel, ...]:
+        """Refuse: there is nothing to compile."""
+        raise Refused(
+            backend=self.name,
+            what=f"to make binaries for {source.target.name}",
+            reason="it interprets plans",
+            way_out="name a target that has a compiler, such as sm90.",
+        )
 
     def build(self, source: Source) -> Executable:
         """Make a plan runnable: its launches are interpreted one by one."""

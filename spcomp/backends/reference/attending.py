@@ -80,9 +80,7 @@ def scaled_products(q: Tensor, keys: Tensor, scale: float | None) -> Tensor:
     return product.reshape(b, heads, rows, keys.shape[2])
 
 
-def hooked(
-    hook: Expr, logits: Tensor, values: Values, tables: Mapping[str, Tensor]
-) -> Tensor:
+def hooked(hook: Expr, logits: Tensor, values: Values, tables: Mapping[str, Tensor]) -> Tensor:
     """Apply a score hook to scaled logits; the result shares no memory with them."""
     changed = evaluate(hook, {**values, "score": logits}, tables, logits.dtype)
     return torch.as_tensor(changed, device=logits.device).to(logits.dtype).expand_as(logits).clone()

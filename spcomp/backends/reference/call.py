@@ -105,9 +105,7 @@ class Call:
         assert isinstance(node, Downsample), node
         if node not in self._values:
             count = self.grid(node).count
-            self._values[node] = pool(
-                self.tensor(node.x), node.by, node.block, node.stride, count
-            )
+            self._values[node] = pool(self.tensor(node.x), node.by, node.block, node.stride, count)
         return self._values[node]
 
     def _state(self, node: State) -> Pooled:

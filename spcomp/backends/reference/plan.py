@@ -123,9 +123,7 @@ def _is_kept(launch: Launch, plan: Plan, kept: Mapping[str, Tensor]) -> bool:
     return isinstance(launch, PoolLaunch) and plan.buffer(launch.out_buf).state in kept
 
 
-def _run_slab(
-    step: Slabs, whole: Slab, begin: int, rows: int, trace: list[Trace] | None
-) -> None:
+def _run_slab(step: Slabs, whole: Slab, begin: int, rows: int, trace: list[Trace] | None) -> None:
     plan = whole.plan
     slab = Slab(plan, dict(whole.tensors), {**whole.env, "R": rows, "R0": begin})
     _allocate(slab, (b.name for b in plan.scratch() if _per_slab(plan, b.name)), {})

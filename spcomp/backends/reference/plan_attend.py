@@ -170,8 +170,9 @@ def run_merge(launch: MergeLaunch, slab: Slab) -> None:
         part = torch.where(there[..., None], part, 0.0)
         part_lse = torch.where(there, part_lse, -torch.inf)
     if part.shape[0] == 0:  # no row keeps a unit: one part in which nothing is
-        part, part_lse = part.new_zeros(1, *part.shape[1:]), part_lse.new_full(
-            (1, *part_lse.shape[1:]), -torch.inf
+        part, part_lse = (
+            part.new_zeros(1, *part.shape[1:]),
+            part_lse.new_full((1, *part_lse.shape[1:]), -torch.inf),
         )
     out, lse = merged(list(zip(part, part_lse, strict=True)))
     slab.write(launch.out_buf, out)

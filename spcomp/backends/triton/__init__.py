@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from spcomp.backends.base import DTYPES, MAX_HEAD_DIM, Executable, Refusal, Source, Specialisation
-from spcomp.backends.triton.axes import default_axes
+from spcomp.backends.base import (
+    DTYPES,
+    MAX_HEAD_DIM,
+    BuiltKernel,
+    Executable,
+    Refusal,
+    Source,
+    Specialisation,
+)
+from spcomp.backends.triton.axes import axis_space, default_axes
 from spcomp.backends.triton.targets import INTERPRETER, TARGETS
-from spcomp.errors import NotOnThisDevice, TritonMissing
+from spcomp.errors import NotOnThisDevice, Refused, TritonMissing
 from spcomp.ir.plan import Plan
 from spcomp.ir.program import Program
-from spcomp.ir.schedule import KernelAxes
+from spcomp.ir.schedule import AxisSpace, KernelAxes
 from spcomp.ir.target import Target
 
 
@@ -48,6 +56,10 @@ class TritonBackend:
         """The default schedule axes."""
         return default_axes(target, spec)
 
+    def space(self, target: Target, spec: Specialisation) -> AxisSpace:
+        """The choices of the manifest beside the templates, and the default."""
+        return axis_space(target, spec)
+
     def refuses(self, plan: Plan, target: Target, spec: Specialisation) -> Refusal | None:
         """Say why it will not build a plan."""
         if spec.dtype not in DTYPES:
@@ -76,6 +88,22 @@ class TritonBackend:
         from spcomp.backends.triton.emit import emit
 
         return emit(plan, target, spec)
+
+    def compile(self, source: Source) -> tuple[BuiltKernel, ...]:
+        """Compile every kernel for its target, which need not be here.
+
+        Raises: Refused, for Triton's interpreter or when the compiler fails.
+        """
+        from spcomp.backends.triton.offline import build_offline
+
+        if source.target.arch == "interpreter":
+            raise Refused(
+                backend=self.name,
+                what=f"to make binaries for {source.target.name}",
+                reason="it has no compiler that works without the device",
+                way_out="`spcomp show PATTERN --at source` prints the source.",
+            )
+        return build_offline(source)
 
     def build(self, source: Source) -> Executable:
         """Import the source on this machine; Triton compiles at the first launch."""

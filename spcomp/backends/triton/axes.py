@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 
 from spcomp.backends.base import Specialisation
 from spcomp.codegen.render import TEMPLATES
-from spcomp.ir.schedule import KernelAxes, frozen
+from spcomp.ir.schedule import AxisSpace, KernelAxes, frozen
 from spcomp.ir.target import Target
 
 
@@ -34,6 +35,25 @@ def default_axes(target: Target, spec: Specialisation) -> KernelAxes:
         table["topk"]["block_u"] = 1024
         table["tiles"]["chunk"] = 64
     return frozen(table)
+
+
+def axis_space(target: Target, spec: Specialisation) -> AxisSpace:
+    """Give the values of every axis, ascending: the manifest's choices and the default."""
+    default = {kernel: dict(axes) for kernel, axes in default_axes(target, spec)}
+    return {
+        kernel: {
+            name: tuple(sorted({*_choices(axis), default[kernel][name]}))
+            for name, axis in axes.items()
+            if name in default[kernel]
+        }
+        for kernel, axes in manifest().items()
+    }
+
+
+def _choices(axis: Mapping[str, object]) -> tuple[int, ...]:
+    choices = axis["choices"]
+    assert isinstance(choices, list)
+    return tuple(choices)
 
 
 # Tiles that compile for sm_90 without spills, by what is computed; see tests/backends/triton/.

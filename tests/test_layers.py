@@ -34,6 +34,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "spcomp.kvcache",
         "spcomp.arguments",
         "spcomp.nn",
+        "spcomp.torch_op",
+        "spcomp.tuning",
     ),
     ("spcomp.cli", "spcomp.__main__"),
 )
@@ -45,7 +47,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "sympy": ("spcomp.ir",),
     "networkx": ("spcomp.ir.graph",),
     "jinja2": ("spcomp.codegen",),
-    "filelock": ("spcomp.cache",),
+    "filelock": ("spcomp.cache", "spcomp.autotune.record_text"),
     "platformdirs": ("spcomp.settings",),
     "triton": ("spcomp.backends.triton",),
     "torch": (

@@ -277,8 +277,10 @@ def _ranked(plan: Plan, launch: SelectLaunch | ScoreLaunch) -> _Work:
     if isinstance(launch, SelectLaunch):
         asked[launch.keys_buf] = RANKING_PASSES * _bytes(plan, launch.keys_buf)
     else:
-        steps = dims.ceildiv(units, launch.axis("block_u"))
-        asked[launch.rows_buf] = steps * _bytes(plan, launch.rows_buf)
+        # Query heads of a KV head are scored together, but each row of queries apart.
+        asked[launch.rows_buf] = dims.ceildiv(units, launch.axis("block_u")) * _bytes(
+            plan, launch.rows_buf
+        )
     return _Work(flops, asked=asked)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spcomp.ir.launches import AttendLaunch, GatherLaunch, KeysLaunch
+from spcomp.ir.launches import AttendLaunch, GatherLaunch, KeysLaunch, ScoreLaunch
 from spcomp.ir.plan import Launch, Plan
 from spcomp.ir.target import Target
 
+SCORED_HEADS = 16  # query heads a program scores in one step
 LEAST_PADDED_DIM = 16  # a matrix instruction takes no narrower operand
 
 
@@ -24,10 +25,11 @@ class Refusal:
 def fit_target(
     plan: Plan, target: Target, head_dim: int, value_dim: int, element_bytes: int
 ) -> Refusal | None:
-    """Check the on-chip bytes of every attend-like launch against what the target has.
+    """Check the on-chip bytes of every launch with tiles in flight against what the target has.
 
-    A program holds its tile of queries, and one tile of keys and one of values for each stage in
-    flight; dims are padded to a power of two. Accumulators live in registers and are not counted.
+    A program that attends holds its tile of queries, and one tile of keys and one of values for
+    each stage in flight; one that scores holds heads, and one or two tiles of units. Dims are
+    padded to a power of two. Accumulators live in registers and are not counted.
 
     Rewrite: none.
     Needs:   cut.
@@ -35,7 +37,10 @@ def fit_target(
     """
     for launch in plan.launches():
         for tile in _tiles(launch):
-            needed = on_chip_bytes(tile, head_dim, value_dim, element_bytes)
+            beside = value_dim
+            if isinstance(launch, ScoreLaunch):
+                beside = head_dim if launch.low_buf else 0
+            needed = on_chip_bytes(tile, head_dim, beside, element_bytes)
             if needed > target.shared_bytes:
                 rows, keys, stages = tile
                 return Refusal(
@@ -50,18 +55,21 @@ def fit_target(
 def on_chip_bytes(
     tile: tuple[int, int, int], head_dim: int, value_dim: int, element_bytes: int
 ) -> int:
-    """Give the bytes on chip of a program that holds (rows, keys, stages)."""
+    """Give the bytes on chip of a program that holds (rows, keys, stages); value_dim 0: no values
+    beside the keys."""
     rows, keys, stages = tile
-    wide, value = padded(head_dim), padded(value_dim)
+    wide, value = padded(head_dim), padded(value_dim) if value_dim else 0
     return (rows * wide + stages * keys * (wide + value)) * element_bytes
 
 
 def _tiles(launch: Launch) -> Iterator[tuple[int, int, int]]:
-    """Yield the queries, keys and stages a program of an attend-like launch holds."""
+    """Yield the rows, keys and stages a program with tiles in flight holds."""
     if isinstance(launch, AttendLaunch):
         yield launch.axis("block_q"), launch.axis("block_k"), launch.axis("stages")
     elif isinstance(launch, (GatherLaunch, KeysLaunch)):
         yield launch.axis("block_m"), launch.axis("block_k"), launch.axis("stages")
+    elif isinstance(launch, ScoreLaunch):
+        yield SCORED_HEADS, launch.axis("block_u"), launch.axis("stages")
 
 
 def padded(dim: int) -> int:

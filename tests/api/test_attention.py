@@ -142,7 +142,7 @@ def test_a_schedule_changes_tiles_and_nothing_else(backend: str) -> None:
             "UnknownChoice: axes was given the axis = 'attend.block_z'.\n"
             "  help: choose one of block_k, block_q, stages, warps.",
         ),
-        ({"attend": {"block_q": 0}}, "NegativeCount: axes was given attend.block_q = 0, which is"),
+        ({"attend": {"warps": -4}}, "NegativeCount: axes was given attend.warps = -4, which is"),
     ],
 )
 def test_a_wrong_axis_is_refused_by_name(axes: Any, text: str) -> None:

@@ -15,10 +15,8 @@ import pytest
 import torch
 
 import spcomp as sp
-from spcomp.backends.triton.modules import kernel_of
 from spcomp.cache import store_source
 from spcomp.errors import CacheNotWritable
-from spcomp.patterns import streaming_llm
 from tests import oracle
 from tests.bug_reports.make import DEVICE, assert_attends, compiled, qkv
 
@@ -93,20 +91,6 @@ def test_a_file_or_folder_that_was_removed_is_made_again(cache: Path) -> None:
     path.unlink()
     path.parent.rmdir()
     assert store_source("attend", "one = 1\n").read_text() == "one = 1\n"
-
-
-def test_a_kernel_runs_from_a_file_that_was_damaged_before(cache: Path) -> None:
-    """B48. The call after a power cut gives the right result."""
-    pattern = streaming_llm(sinks=1, recent=13)
-    tensors = qkv(1, 1, 1, 20, 20, 16)
-    attention = compiled(pattern)
-    built = attention.built(*(x.to(DEVICE) for x in tensors))
-    files = [store_source(f.kernel, f.text) for f in built.source.files]
-    for file in files:
-        file.write_text(file.read_text()[:100])
-    kernel_of.cache_clear()
-    with pytest.warns(UserWarning, match="was altered"):
-        assert_attends(compiled(pattern), *tensors, oracle.sink_window_mask(20, 20, 1, 13))
 
 
 # ---- keys ----------------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ def default_axes(target: Target, spec: Specialisation) -> KernelAxes:
     _fit(table, target, spec)
     if target.arch == "interpreter":
         for axes in table.values():
-            axes["programs"] = 4 if "programs" in axes else axes.get("programs", 0)
-        table = {k: {n: v for n, v in a.items() if v} for k, a in table.items()}
+            if "programs" in axes:
+                axes["programs"] = 4
         table["topk"]["block_u"] = 1024
         table["tiles"]["chunk"] = 64
     return frozen(table)
@@ -44,7 +44,6 @@ def axis_space(target: Target, spec: Specialisation) -> AxisSpace:
         kernel: {
             name: tuple(sorted({*_choices(axis), default[kernel][name]}))
             for name, axis in axes.items()
-            if name in default[kernel]
         }
         for kernel, axes in manifest().items()
     }
@@ -62,11 +61,13 @@ _FLOAT32 = {
     "attend_keys": {"block_m": 32, "block_k": 16, "warps": 8, "stages": 2},
     "attend_gather": {"block_m": 16, "block_k": 16, "warps": 4, "stages": 2},
     "select": {"block_r": 32, "block_u": 64, "warps": 8, "stages": 2},
+    "score": {"block_u": 32, "warps": 4, "stages": 2},
 }
 _WIDE_HEADS = {
     "attend": {"block_q": 128, "block_k": 32, "warps": 8, "stages": 2},
     "attend_keys": {"block_m": 128, "block_k": 32, "warps": 8, "stages": 2},
     "attend_gather": {"block_m": 16, "block_k": 32, "warps": 4, "stages": 2},
+    "score": {"block_u": 32, "warps": 4, "stages": 2},
 }
 
 
@@ -76,6 +77,8 @@ def _fit(table: dict[str, dict[str, int]], target: Target, spec: Specialisation)
         _take(table, _WIDE_HEADS)
     if spec.element_bytes == 4:
         _take(table, _FLOAT32)
+    if target.arch.startswith("hip"):
+        table["score"]["block_u"], table["score"]["stages"] = 32, 2
     for kernel in ("attend", "attend_keys", "attend_gather"):
         _shrink(table[kernel], target, spec)
 

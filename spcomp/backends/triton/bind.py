@@ -137,18 +137,26 @@ def _score(launch: ScoreLaunch, plan: Plan) -> Binding:
     pointers.append(("scores_ptr", launch.scores_buf))
     strides.append(("scores", launch.scores_buf, "bhr"))
 
-    def grid(call: Call) -> int:
-        scores = call.tensors[launch.scores_buf]
-        rows = ceildiv(call.env["R"], launch.rule.granule)
-        tiles = ceildiv(scores.shape[3], launch.axis("block_u"))
-        return scores.shape[0] * scores.shape[1] * rows * tiles
+    is_shared = launch.rule.heads != "query"
 
-    return Binding(
-        tuple(pointers),
-        tuple(strides),
-        lambda call: _score_scalars(launch, launch.scores_buf, call),
-        grid,
-    )
+    def scalars(call: Call) -> dict[str, Number]:
+        lists = call.tensors[launch.scores_buf].shape[1]
+        shared = _score_scalars(launch, launch.scores_buf, call)
+        groups = lists if is_shared else call.env["Hkv"]
+        return {**shared, "n_groups": groups, "n_runs": runs(call, groups)}
+
+    def runs(call: Call, groups: int) -> int:
+        """Cut the units of a row into runs of tiles, so that the programs wanted come about."""
+        batch, _, rows, units = call.tensors[launch.scores_buf].shape
+        tiles = ceildiv(units, launch.axis("block_u"))
+        return max(1, min(tiles, ceildiv(launch.axis("programs"), batch * groups * rows)))
+
+    def grid(call: Call) -> int:
+        numbers = scalars(call)
+        rows = int(numbers["n_rows"])
+        return call.env["B"] * int(numbers["n_groups"]) * rows * int(numbers["n_runs"])
+
+    return Binding(tuple(pointers), tuple(strides), scalars, grid)
 
 
 def _topk(launch: TopKLaunch, plan: Plan) -> Binding:

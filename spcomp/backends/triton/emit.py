@@ -105,20 +105,17 @@ def _scored(launch: SelectLaunch | ScoreLaunch, s: Setting) -> dict[str, Any]:
         "reduction": "none" if rule.heads == "query" else rule.reduce,
         "visible": rule.visible,
         "forced": rule.forced,
+        "is_float32": s.is_float32,
+        "is_interpreted": s.is_interpreted,
     }
 
 
 def _select(launch: SelectLaunch, s: Setting) -> object:
-    return select.select_context(
-        block_r=launch.axis("block_r"),
-        is_float32=s.is_float32,
-        is_interpreted=s.is_interpreted,
-        **_scored(launch, s),
-    )
+    return select.select_context(block_r=launch.axis("block_r"), **_scored(launch, s))
 
 
 def _score(launch: ScoreLaunch, s: Setting) -> object:
-    return select.score_context(**_scored(launch, s))
+    return select.score_context(num_stages=launch.axis("stages"), **_scored(launch, s))
 
 
 def _topk(launch: TopKLaunch, s: Setting) -> object:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from spcomp.backends.base import Source
-from spcomp.backends.triton import launcher
+from spcomp.backends.triton import generated, launcher
 from spcomp.backends.triton.layouts import Call, Layout, Shelf, contiguous, item_bytes, layout_of
-from spcomp.backends.triton.modules import kernel_of
 from spcomp.backends.triton.sites import Site
 from spcomp.ir import dims
 from spcomp.ir.launches import PoolLaunch, TilesLaunch
@@ -40,7 +39,7 @@ class Prepared:
 
 
 class TritonExecutable:
-    """A plan whose kernels are imported; Triton compiles each at the first call of its class."""
+    """A plan whose kernels are read; each is got ready at the first call of its class."""
 
     def __init__(self, source: Source) -> None:
         self.plan = plan = source.plan
@@ -53,9 +52,8 @@ class TritonExecutable:
             launches = step.launches if isinstance(step, Slabs) else (step,)
             place = self.each_slab if isinstance(step, Slabs) else self.once
             for launch in launches:
-                function = kernel_of(launch.kernel, next(texts).text)
-                dtype = source.spec.dtype
-                place.append(Site(launch, plan, function, dtype, self.is_interpreted))
+                kernel = generated.read(launch.kernel, next(texts).text)
+                place.append(Site(launch, plan, kernel, source.spec.dtype, self.is_interpreted))
         bindings = [site.binding for site in (*self.once, *self.each_slab)]
         self.shelf = Shelf(plan, bindings, self.element_bytes)
         self.states = {b.name: b.state for b in plan.buffers if b.state}

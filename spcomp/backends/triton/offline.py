@@ -1,9 +1,10 @@
 """Compiling generated kernels for a chip that is not here: binaries, registers, spills, shared
 memory.
 
-The work runs in a process of its own, without Triton's interpreter and without torch, so that it
-does the same on a laptop, in a test run under the interpreter, and on a GPU machine. `python -m
-spcomp.backends.triton.offline JOB.json` is that process."""
+What the cache holds is not compiled again. The rest is compiled in a process of its own, without
+Triton's interpreter and without torch, so that it does the same on a laptop, in a test run under
+the interpreter, and on a GPU machine. `python -m spcomp.backends.triton.offline FOLDER` is that
+process: it reads `jobs.json` and writes the files of each entry beside it."""
 
 from __future__ import annotations
 
@@ -13,73 +14,79 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spcomp.backends.base import BuiltKernel, Source
+from spcomp.backends.triton import generated
 from spcomp.backends.triton.bind import bind
-from spcomp.backends.triton.launcher import Manifest, best_class, compile_kernel, manifest_of
+from spcomp.backends.triton.manifest import Signature, best_class, manifest_of, signature_of
+from spcomp.backends.triton.sites import options_of
+from spcomp.backends.triton.store import (
+    Form,
+    compile_form,
+    files_of,
+    gpu_target,
+    usage_in,
+)
+from spcomp.cache import Entry, default_store
 from spcomp.errors import Refused
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One kernel to compile: its file, what its arguments are, its target and options."""
-
-    path: str
-    kernel: str
-    arch: str
-    warp_size: int
-    manifest: Manifest
-    warps: int
-    stages: int
-    binary: str
+from spcomp.ir.plan import Launch
 
 
 def build_offline(source: Source) -> tuple[BuiltKernel, ...]:
-    """Compile every kernel of a plan for its target, without a card.
+    """Compile every kernel of a plan for its target, without a card, for dense tensors of a usual
+    size.
 
     Raises: Refused with the compiler's last words when a kernel does not compile.
     """
-    with tempfile.TemporaryDirectory(prefix="spcomp-build-") as folder:
-        jobs = _jobs(source, Path(folder))
-        (Path(folder) / "jobs.json").write_text(json.dumps([asdict(j) for j in jobs]))
-        rows = _run(Path(folder) / "jobs.json", source)
-        return tuple(
-            _row(n, job, row, source) for n, (job, row) in enumerate(zip(jobs, rows, strict=True))
-        )
+    launches = list(source.plan.launches())
+    forms = [_form(source, *pair) for pair in zip(source.files, launches, strict=True)]
+    entries = _entries(forms, source)
+    return tuple(
+        _row(number, form, entry, source)
+        for number, (form, entry) in enumerate(zip(forms, entries, strict=True))
+    )
 
 
-def _jobs(source: Source, folder: Path) -> list[Job]:
-    jobs = []
-    for file, launch in zip(source.files, source.plan.launches(), strict=True):
-        path = folder / file.file_name
-        path.write_text(file.text)
-        manifest = manifest_of(bind(launch, source.plan), source.plan, source.spec.dtype)
-        axes = dict(launch.axes)
-        jobs.append(
-            Job(
-                str(path),
-                launch.kernel,
-                source.target.arch,
-                source.target.warp_size,
-                manifest,
-                axes["warps"],
-                axes["stages"],
-                str(path.with_suffix(".bin")),
-            )
-        )
-    return jobs
+def _form(source: Source, file: Any, launch: Launch) -> Form:
+    text = generated.read(launch.kernel, file.text)
+    manifest = manifest_of(bind(launch, source.plan), source.plan, source.spec.dtype)
+    target = gpu_target(source.target.arch, source.target.warp_size)
+    signature = signature_of(text, manifest, best_class(manifest))
+    return Form(text, signature, target, options_of(launch))
 
 
-def _run(jobs: Path, source: Source) -> list[dict[str, Any]]:
+def _entries(forms: Sequence[Form], source: Source) -> list[Entry]:
+    """Give the entries of all forms; those the cache lacks are compiled together."""
+    store = default_store()
+    found = {form.key.digest: store.load(form.key) for form in forms}
+    missing = {f.key.digest: f for f in forms if found[f.key.digest] is None}
+    if missing:
+        with tempfile.TemporaryDirectory(prefix="spcomp-build-") as name:
+            folder = Path(name)
+            _compile_in_process(folder, missing, source)
+            for digest, form in missing.items():
+                found[digest] = store.load_or_build(form.key, partial(_files, folder / digest))
+    return [entry for form in forms if (entry := found[form.key.digest]) is not None]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _compile_in_process(folder: Path, missing: dict[str, Form], source: Source) -> None:
+    jobs = {digest: _written(form) for digest, form in missing.items()}
+    (folder / "jobs.json").write_text(json.dumps(jobs))
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     root = str(Path(__file__).resolve().parents[3])
     env["PYTHONPATH"] = os.pathsep.join([root, env.get("PYTHONPATH", "")])
     env["TRITON_DUMP_PTXAS_LOG"] = "1"
+    env["TRITON_CACHE_DIR"] = str(folder / "triton")  # ours keeps what is worth keeping
     done = subprocess.run(
-        [sys.executable, "-m", "spcomp.backends.triton.offline", str(jobs)],
+        [sys.executable, "-m", "spcomp.backends.triton.offline", str(folder)],
         env=env,
         capture_output=True,
         text=True,
@@ -92,89 +99,68 @@ def _run(jobs: Path, source: Source) -> list[dict[str, Any]]:
             + (done.stderr.strip().splitlines() or ["no message"])[-1],
             way_out="smaller tiles may help; the whole message: " + done.stderr[-2000:],
         )
-    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return rows
 
 
-def _row(number: int, job: Job, row: dict[str, Any], source: Source) -> BuiltKernel:
-    binary = Path(job.binary).read_bytes()
+def _row(number: int, form: Form, entry: Entry, source: Source) -> BuiltKernel:
+    usage, options = usage_in(entry), dict(form.options)
+    binary = entry.files[form.binary_name]
     return BuiltKernel(
-        kernel=job.kernel,
+        kernel=form.generated.kernel,
         launch=number,
         target=source.target.name,
-        registers=row["registers"],
-        spill_bytes=row["spill_bytes"],
-        shared_bytes=row["shared_bytes"],
+        registers=usage.registers,
+        spill_bytes=usage.spill_bytes,
+        shared_bytes=usage.shared_bytes,
         binary_bytes=len(binary),
         binary=binary,
-        warps=job.warps,
-        stages=job.stages,
-        warnings=tuple(row["warnings"]),
+        warps=options["num_warps"],
+        stages=options["num_stages"],
+        warnings=usage.warnings,
     )
 
 
-# ---- inside the process
-# ---------------------------------------------------------------------------
+# ---- a form as JSON ------------------------------------------------------------------------------
 
 
-def _compile(job: Job) -> dict[str, Any]:
-    from triton.backends.compiler import GPUTarget
-
-    from spcomp.backends.triton.modules import kernel_in
-
-    function = kernel_in(Path(job.path), job.kernel)
-    kind, _, arch = job.arch.partition(":")
-    target = GPUTarget(kind, int(arch) if kind == "cuda" else arch, job.warp_size)
-    options = {"num_warps": job.warps, "num_stages": job.stages}
-    built = compile_kernel(function, job.manifest, best_class(job.manifest), target, options)
-    binary = built.asm["cubin" if kind == "cuda" else "hsaco"]
-    Path(job.binary).write_bytes(binary)
-    usage = _cuda_usage(job.binary) if kind == "cuda" else _hip_usage(str(built.asm["amdgcn"]))
-    return {**usage, "shared_bytes": built.metadata.shared}
+def _written(form: Form) -> dict[str, Any]:
+    return {
+        "kernel": form.generated.kernel,
+        "text": form.generated.text,
+        "types": form.signature.types,
+        "divisible": sorted(form.signature.divisible),
+        "arch": f"{form.target.backend}:{form.target.arch}",
+        "warp_size": form.target.warp_size,
+        "options": form.options,
+    }
 
 
-def _cuda_usage(binary: str) -> dict[str, int]:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    text = subprocess.run([str(tool), "-res-usage", binary], capture_output=True, text=True).stdout
-    found = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return {"registers": found["REG"], "spill_bytes": found["STACK"] + found["LOCAL"]}
-
-
-def _hip_usage(assembly: str) -> dict[str, int]:
-    def read(name: str) -> int:
-        match = re.search(rf"\.{name}:\s+(\d+)", assembly)
-        return int(match.group(1)) if match else 0
-
-    return {"registers": read("vgpr_count"), "spill_bytes": 4 * read("vgpr_spill_count")}
-
-
-def _job(fields: dict[str, Any]) -> Job:
-    """Read a job back from JSON, which knows no tuples."""
-    kinds = fields.pop("manifest")
-    manifest = Manifest(
-        tuple((a, t) for a, t in kinds["pointers"]),
-        tuple((a, p) for a, p in kinds["strides"]),
-        tuple(kinds["last"]),
+def _read(job: dict[str, Any]) -> Form:
+    types = tuple((name, kind) for name, kind in job["types"])
+    return Form(
+        generated.read(job["kernel"], job["text"]),
+        Signature(types, frozenset(job["divisible"])),
+        gpu_target(job["arch"], job["warp_size"]),
+        tuple((name, value) for name, value in job["options"]),
     )
-    return Job(manifest=manifest, **fields)
 
 
-def main(path: str) -> None:
-    """Compile the jobs of a file and print their figures as one line of JSON."""
+# ---- inside the process --------------------------------------------------------------------------
+
+
+def main(folder: Path) -> None:
+    """Compile the jobs of a folder; each writes the files of its entry below its digest."""
     import contextlib
     import io
 
-    rows = []
-    for fields in json.loads(Path(path).read_text()):
-        log = io.StringIO()
+    for digest, job in json.loads((folder / "jobs.json").read_text()).items():
+        form, log = _read(job), io.StringIO()
         with contextlib.redirect_stdout(log):
-            row = _compile(_job(fields))
-        row["warnings"] = sorted(set(re.findall(r"C75\d\d", log.getvalue())))
-        rows.append(row)
-    print(json.dumps(rows))
+            compiled = compile_form(form)
+        warnings = tuple(sorted(set(re.findall(r"C75\d\d", log.getvalue()))))
+        (folder / digest).mkdir()
+        for name, data in files_of(form, compiled, warnings).items():
+            (folder / digest / name).write_bytes(data)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

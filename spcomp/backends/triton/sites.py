@@ -11,17 +11,10 @@ import torch
 from torch import Tensor
 
 from spcomp.backends.triton.bind import bind
-from spcomp.backends.triton.launcher import (
-    INT32_MAX,
-    ArgumentClass,
-    Kernel,
-    Shot,
-    axes_of,
-    kernel_for,
-    manifest_of,
-    specialised,
-)
+from spcomp.backends.triton.generated import Generated
+from spcomp.backends.triton.launcher import INT32_MAX, Kernel, Shot, kernel_for
 from spcomp.backends.triton.layouts import ALIGNMENT, Call, Layout
+from spcomp.backends.triton.manifest import ArgumentClass, axes_of, manifest_of, specialised
 from spcomp.ir.plan import Launch, Plan
 
 
@@ -57,18 +50,18 @@ class Site:
     """A launch, the positions of its kernel's arguments, and their sources."""
 
     def __init__(
-        self, launch: Launch, plan: Plan, function: Any, dtype: str, is_interpreted: bool
+        self, launch: Launch, plan: Plan, generated: Generated, dtype: str, is_interpreted: bool
     ) -> None:
         self.launch = launch
-        self.function = function
+        self.generated = generated
         self.binding = bind(launch, plan)
-        self.at = {name: n for n, name in enumerate(function.arg_names)}
+        self.at = {name: n for n, name in enumerate(generated.arg_names)}
         self.manifest = manifest_of(self.binding, plan, dtype)
         self.kernel: Kernel | None = None
-        if not is_interpreted:
-            axes = dict(launch.axes)
-            options = (("num_warps", axes["warps"]), ("num_stages", axes["stages"]))
-            self.kernel = kernel_for(function, self.manifest, options)
+        if is_interpreted:
+            self.function = generated.function()
+        else:
+            self.kernel = kernel_for(generated, self.manifest, options_of(launch))
         self._find_sources(plan)
         self.dtypes = [torch_dtype(plan, buffer, dtype) for _, _, buffer in self.pointers]
 
@@ -89,7 +82,7 @@ class Site:
         self.buffers = list(dict.fromkeys(b for _, _, b in self.pointers))
         known = {p for p, *_ in (*self.pointers, *self.strides)}
         self.counts = [(p, name) for name, p in at.items() if p not in known]
-        aligned_by = specialised(self.function, self.manifest)
+        aligned_by = specialised(self.generated, self.manifest)
         self.owned = [
             [at[s] for s, pointer in aligned_by.items() if pointer == a and s in at]
             for _, a, _ in self.pointers
@@ -140,6 +133,12 @@ class Site:
             wide = tuple(n for n, p in self.at.items() if arguments[p] > INT32_MAX)
         ones = tuple([name for p, name in self.last if arguments[p] == 1])
         return ArgumentClass(tuple(aligned), wide, ones)
+
+
+def options_of(launch: Launch) -> tuple[tuple[str, int], ...]:
+    """Give the options of Triton's compiler for a launch."""
+    axes = dict(launch.axes)
+    return (("num_warps", axes["warps"]), ("num_stages", axes["stages"]))
 
 
 def torch_dtype(plan: Plan, buffer: str, dtype: str) -> torch.dtype:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,9 +21,18 @@ import torch
 from torch import Tensor
 
 import spcomp as sp
+from spcomp import compiler
 from spcomp.api import Attention
-from spcomp.backends.triton import TritonBackend, launcher
+from spcomp.backends.base import Specialisation
+from spcomp.backends.triton import TritonBackend, generated, launcher, store
+from spcomp.backends.triton.bind import bind
+from spcomp.backends.triton.generated import Generated
+from spcomp.backends.triton.manifest import best_class, manifest_of, signature_of
+from spcomp.backends.triton.offline import build_offline
+from spcomp.backends.triton.sites import options_of
+from spcomp.backends.triton.store import Form, gpu_target
 from spcomp.backends.triton.targets import TARGETS
+from spcomp.cache import default_store
 from spcomp.dsl.pattern import Pattern
 from spcomp.kvcache import KVCache
 from spcomp.patterns import block_topk, moba, quest, streaming_llm
@@ -52,24 +62,24 @@ class NotedKernel:
 
     function, packed_metadata = 1, (4, 1, 0)
 
-    def __init__(self, source: Any, chosen: launcher.ArgumentClass, into: list[Noted]) -> None:
-        self.source, self.chosen, self.into = source, chosen, into
+    def __init__(self, generated: Generated, into: list[Noted]) -> None:
+        self.generated, self.into = generated, into
 
     def run(self, x: int, y: int, z: int, stream: int, *rest: Any) -> None:
         """Note a launch."""
         function, packed, metadata, enter, leave, *arguments = rest
         assert (y, z, function, packed) == (1, 1, self.function, self.packed_metadata)
         assert (metadata, enter, leave) == (None, None, None)
-        named = dict(zip(self.source.arg_names, arguments, strict=True))
-        self.into.append(Noted(self.source.fn.__name__, x, stream, named))
+        named = dict(zip(self.generated.arg_names, arguments, strict=True))
+        self.into.append(Noted(f"{self.generated.kernel}_kernel", x, stream, named))
 
 
 @contextmanager
 def card() -> Iterator[list[Noted]]:
     """Put the card in place; gives the list of launches."""
     noted: list[Noted] = []
-    launcher.compile_kernel = lambda f, m, chosen, *_: NotedKernel(f, chosen, noted)
-    launcher.current_target = lambda: None
+    launcher.obtain = lambda form: NotedKernel(form.generated, noted)
+    launcher.current_target = lambda: gpu_target("cuda:90", 32)
     launcher.raw_stream = lambda device: 7
     TritonBackend.target_of = lambda self, device: TARGETS["sm90"]
     yield noted
@@ -99,9 +109,9 @@ def lengths() -> object:
                     attend = attention(name)
                     for n in rows:
                         for more in (0, 37, 700) if phase == "decode" else (0, 5):
-                            before = launcher.STATS.compiled
+                            before = launcher.STATS.forms
                             attend(*tensors((2, 6, 2, n, 300 + n + more, dim)))
-                            counts.append(launcher.STATS.compiled - before)
+                            counts.append(launcher.STATS.forms - before)
                     seen[f"{name} {phase} {dim}"] = counts
     return seen
 
@@ -120,9 +130,9 @@ def strides() -> object:
             ("loose again", loose),
             ("moved", moved),
         ):
-            before = launcher.STATS.compiled
+            before = launcher.STATS.forms
             attend(q, given, v)
-            counts[name] = launcher.STATS.compiled - before
+            counts[name] = launcher.STATS.forms - before
         readers = {n.kernel for n in noted if "k_ptr" in n.arguments}
         counts["kernels that read k"] = len(readers)
     return counts
@@ -134,14 +144,14 @@ def warm() -> object:
     with card() as noted:
         attend = attention("block_topk")
         attend(q, k, v)
-        first, before = len(noted), (launcher.STATS.prepared, launcher.STATS.compiled)
+        first, before = len(noted), (launcher.STATS.prepared, launcher.STATS.forms)
         out, lse = attend(q, k, v, return_lse=True)
         last = noted[-1]
         return {
             "launches": [first, len(noted) - first, len(attend.built(q, k, v).plan.launches())],
             "more": [
                 launcher.STATS.prepared - before[0],
-                launcher.STATS.compiled - before[1],
+                launcher.STATS.forms - before[1],
             ],
             "streams": sorted({n.stream for n in noted}),
             "is_given": [
@@ -159,7 +169,7 @@ def threads() -> object:
     with card() as noted:
         attend = attention("streaming_llm")
         attend(*tensors((1, 4, 2, 32, 32, 64)))
-        compiled = launcher.STATS.compiled
+        compiled = launcher.STATS.forms
 
         def work(first: int) -> None:
             try:
@@ -175,7 +185,7 @@ def threads() -> object:
             thread.join()
         return {
             "failures": failures,
-            "compiled": launcher.STATS.compiled - compiled,
+            "compiled": launcher.STATS.forms - compiled,
             "launches": len(noted),
         }
 
@@ -190,16 +200,49 @@ def cache() -> object:
         held.append(k, v)
         for n in range(40):
             if n == 2:
-                launcher.STATS.compiled = 0
+                launcher.STATS.forms = 0
             held.append(k[:, :, :1], v[:, :, :1])
             noted.clear()
             held.attend(q)
             counts.append([n.kernel for n in noted])
-        return {"compiled": launcher.STATS.compiled, "kernels": counts[-1]}
+        return {"compiled": launcher.STATS.forms, "kernels": counts[-1]}
+
+
+def stored() -> object:
+    """Compile a kernel, load it again from the cache, and once more after the cache is gone."""
+    chip, spec = TARGETS["sm90"], Specialisation("bfloat16", 64, 64)
+    backend = TritonBackend()
+    plan = compiler.lower(PATTERNS["streaming_llm"], backend=backend, target=chip, spec=spec)
+    source = backend.emit(plan, chip, spec)
+    built = build_offline(source)[0]
+    launch = next(iter(plan.launches()))
+    text = generated.read(launch.kernel, source.files[0].text)
+    manifest = manifest_of(bind(launch, plan), plan, spec.dtype)
+    signature = signature_of(text, manifest, best_class(manifest))
+    form = Form(text, signature, gpu_target("cuda:90", 32), options_of(launch))
+    compiles: list[str] = []
+    compile_form = store.compile_form
+    store.compile_form = lambda f: compiles.append(f.generated.kernel) or compile_form(f)
+    loaded = store.obtain(form)
+    after_load = len(compiles)
+    shutil.rmtree(default_store().path_of(form.key))
+    fresh = store.obtain(form)
+    again = store.obtain(form)
+    return {
+        "compiles": [after_load, len(compiles)],
+        "binaries": [k.kernel == built.binary for k in (loaded, fresh, again)],
+        "packed": [k.packed_metadata == fresh.packed_metadata for k in (loaded, again)],
+        "files": sorted(p.name for p in default_store().path_of(form.key).iterdir()),
+        "names": [loaded.name, fresh.name],
+        "lines": generated.without_header(source.files[0].text)
+        == generated.without_header(
+            (default_store().path_of(form.key) / "tiles.py").read_text(encoding="utf-8")
+        ),
+    }
 
 
 SCENARIOS: dict[str, Callable[[], object]] = {
-    f.__name__: f for f in (lengths, strides, warm, threads, cache)
+    f.__name__: f for f in (lengths, strides, warm, threads, cache, stored)
 }
 
 

@@ -125,7 +125,12 @@ def _select(
 
 
 def _score(
-    folder: Path, case: Case, tensors: Any, captured: tuple[Any, ...] = (), **options: Any
+    folder: Path,
+    case: Case,
+    tensors: Any,
+    captured: tuple[Any, ...] = (),
+    runs: int = 2,
+    **options: Any,
 ) -> Tensor:
     defaults: dict[str, Any] = {"block_u": 16, "visible": CAUSAL, "forced": OWN}
     context = score_context(
@@ -134,16 +139,21 @@ def _score(
         granule=case.granule,
         is_bound=case.is_bound,
         reduction=case.reduction,
+        is_float32=case.dtype == torch.float32,
+        is_interpreted=True,
         **(defaults | options),
     )
     q, k, low = tensors
     pointers, numbers = _arguments(case, q, k, low)
     n_slab = case.slab or case.n_rows
-    programs = case.batch * case.n_lists * n_slab * -(-case.n_units // context.block_u)
+    n_groups = case.hkv if case.reduction == "none" else case.n_lists
+    n_runs = min(runs, -(-case.n_units // context.block_u))
     out = torch.full((case.batch, case.n_lists, n_slab, case.n_units), 77.0)
     strides = [*q.stride()[:3], *k.stride()[:3], *out.stride()[:3]]
     kernel = import_rendered(SCORE, context, folder).score_kernel
-    kernel[(programs,)](*pointers, out, *strides, *numbers, case.scale, *captured)
+    kernel[(case.batch * n_groups * n_slab * n_runs,)](
+        *pointers, out, *strides, *numbers, n_groups, n_runs, case.scale, *captured
+    )
     return out
 
 
@@ -289,12 +299,22 @@ def test_score_writes_what_select_compares(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(out, _marked(case, tensors).float(), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
+@pytest.mark.parametrize("runs", [1, 3, 4, 9])
+def test_units_may_be_cut_into_any_number_of_runs(tmp_path: Path, runs: int) -> None:
+    """Nine tiles in four runs of three: the last run has none."""
+    case = Case(hq=6, hkv=2, n_lists=6, n_units=139, sq=600)
+    tensors = case.tensors()
+    out = _score(tmp_path, case, tensors, runs=runs)
+    torch.testing.assert_close(out, _marked(case, tensors).float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "max"])
 @pytest.mark.parametrize("is_bound", [False, True])
-def test_more_heads_than_one_step_reads_share_a_list(
+def test_there_may_be_more_heads_than_one_step_multiplies(
     tmp_path: Path, is_bound: bool, reduction: str
 ) -> None:
-    case = Case(hq=22, hkv=2, n_lists=1, is_bound=is_bound, reduction=reduction, n_rows=3)
+    lists = 44 if reduction == "none" else 1
+    case = Case(hq=44, hkv=2, n_lists=lists, is_bound=is_bound, reduction=reduction, n_rows=3)
     tensors = case.tensors()
     out = _score(tmp_path, case, tensors)
     torch.testing.assert_close(out, _marked(case, tensors).float(), rtol=1e-6, atol=0)
@@ -390,8 +410,10 @@ def test_default_schedules_of_select_compile_for_sm_90_without_spills(
 def test_the_default_schedule_of_score_compiles_for_sm_90_without_spills(
     tmp_path: Path, reduction: Any, element: str
 ) -> None:
+    is_float32 = element == "fp32"
     context = score_context(
-        header=("test",), head_dim=128, block_u=32, granule=1,
+        header=("test",), head_dim=128, block_u=32 if is_float32 else 64, granule=1,
+        is_float32=is_float32,
         is_bound=True, reduction=reduction, visible=CAUSAL, forced=OWN,
     )  # fmt: skip
     path = write_rendered(SCORE, context, tmp_path)

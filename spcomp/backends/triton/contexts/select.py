@@ -13,8 +13,8 @@ HeadReduction = Literal["none", "sum", "mean", "max"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreContext:
-    """Variables of `triton/kernels/score.py.jinja`.
+class RankingContext:
+    """What the score and the select kernel share.
 
     has_low: the score is the upper bound from each unit's largest and smallest values; is_shared:
     several heads share a list, and their scores are summed, or is_mean, or is_max.
@@ -36,18 +36,25 @@ class ScoreContext:
     has_forced: bool
     inputs: tuple[CapturedArg, ...]
     helpers: Helpers
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SelectContext(ScoreContext):
-    """Variables of `triton/kernels/select.py.jinja`: those of the score kernel and these."""
-
-    block_r: int
     dot_precision: str
     is_interpreted: bool
 
 
-def _scoring(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreContext(RankingContext):
+    """Variables of `triton/kernels/score.py.jinja`."""
+
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectContext(RankingContext):
+    """Variables of `triton/kernels/select.py.jinja`."""
+
+    block_r: int
+
+
+def _ranking(
     *,
     header: tuple[str, ...],
     head_dim: int,
@@ -58,8 +65,10 @@ def _scoring(
     visible: Expr = TRUE,
     forced: Expr = FALSE,
     inputs: tuple[CapturedArg, ...] = (),
+    is_float32: bool = False,
+    is_interpreted: bool = False,
 ) -> dict[str, Any]:
-    """Derive the fields of `ScoreContext`.
+    """Derive the fields of `RankingContext`.
 
     block_u: units per step, a power of two. granule: query tokens that a row stands for.
     is_bound: score by the largest and smallest values of a unit instead of by one row.
@@ -84,27 +93,22 @@ def _scoring(
         "has_forced": forced != FALSE,
         "inputs": inputs,
         "helpers": helpers_of(visible, forced),
+        "dot_precision": "ieee" if is_float32 else "tf32",
+        "is_interpreted": is_interpreted,
     }
 
 
-def score_context(**shared: Any) -> ScoreContext:
-    """Make the context of the score kernel; shared: the arguments of `_scoring`."""
-    return ScoreContext(**_scoring(**shared))
+def score_context(*, num_stages: int = 2, **shared: Any) -> ScoreContext:
+    """Make the context of the score kernel; shared: the arguments of `_ranking`."""
+    return ScoreContext(num_stages=num_stages, **_ranking(**shared))
 
 
-def select_context(
-    *, block_r: int, is_float32: bool = False, is_interpreted: bool = False, **shared: Any
-) -> SelectContext:
-    """Make the context of the select kernel; shared: the arguments of `_scoring`.
+def select_context(*, block_r: int, **shared: Any) -> SelectContext:
+    """Make the context of the select kernel; shared: the arguments of `_ranking`.
 
     block_r: rows per program, a power of two >= 16.
     """
-    return SelectContext(
-        block_r=block_r,
-        dot_precision="ieee" if is_float32 else "tf32",
-        is_interpreted=is_interpreted,
-        **_scoring(**shared),
-    )
+    return SelectContext(block_r=block_r, **_ranking(**shared))
 
 
 @dataclass(frozen=True, slots=True)

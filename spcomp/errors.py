@@ -210,7 +210,27 @@ class BadSetting(SpcompError):
 
 class CacheNotWritable(SpcompError):
     message = "the cache folder {folder} set by {variable} cannot be written ({reason})."
-    help = "give a folder you may write, or unset {variable}."
+    help = (
+        "give a folder you may write, or unset {variable}. SPCOMP_CACHE_READ_ONLY=1 says that "
+        "nothing is meant to be written there."
+    )
+
+
+class NotAnArchive(SpcompError):
+    message = "{path} is not an archive of cache entries: {problem}."
+    help = "write one with `spcomp cache export FILE.tar`. Nothing of it was taken."
+
+
+class EntryDamaged(SpcompError):
+    message = "the cache entry {folder}."
+    help = (
+        "`spcomp cache verify` lists what is damaged; a call that needs the entry makes it again."
+    )
+
+
+class NoSuchEntry(SpcompError):
+    message = "no cache entry begins with '{digest}'."
+    help = "`spcomp cache list` shows those there are."
 
 
 # ---- integrations and tools --------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 | variable | default | meaning |
 |---|---|---|
-| `SPCOMP_CACHE_DIR` | the user's cache folder | where generated kernels are kept |
+| `SPCOMP_CACHE_DIR` | the user's cache folder | where compiled kernels and tuning are kept |
+| `SPCOMP_CACHE_READ_ONLY` | `0` | `1` uses what the cache holds and writes nothing |
 | `SPCOMP_BACKEND` | `auto` | backend of `compile()` when the call names none |
 | `SPCOMP_CHECK` | `0` | `1` checks the IR's rules after every pass |
 """
@@ -19,7 +20,8 @@ from pathlib import Path
 from spcomp.errors import BadSetting, CacheNotWritable
 
 VARIABLES: dict[str, tuple[str, str]] = {
-    "SPCOMP_CACHE_DIR": ("the user's cache folder", "where generated kernels are kept"),
+    "SPCOMP_CACHE_DIR": ("the user's cache folder", "where compiled kernels and tuning are kept"),
+    "SPCOMP_CACHE_READ_ONLY": ("0", "1 uses what the cache holds and writes nothing"),
     "SPCOMP_BACKEND": ("auto", "backend of compile() when the call names none"),
     "SPCOMP_CHECK": ("0", "1 checks the IR's rules after every pass"),
 }
@@ -30,6 +32,7 @@ class Settings:
     """How spcomp runs, read from the environment once per call of `current`."""
 
     cache_dir: Path | None
+    cache_read_only: bool
     backend: str
     check: bool
 
@@ -42,6 +45,7 @@ def current() -> Settings:
     folder = os.environ.get("SPCOMP_CACHE_DIR")
     return Settings(
         cache_dir=Path(folder).expanduser() if folder else None,
+        cache_read_only=_switch("SPCOMP_CACHE_READ_ONLY"),
         backend=os.environ.get("SPCOMP_BACKEND") or "auto",
         check=_switch("SPCOMP_CHECK"),
     )
@@ -54,24 +58,43 @@ def _switch(variable: str) -> bool:
     return value == "1"
 
 
+@dataclass(frozen=True, slots=True)
+class CachePlace:
+    """Where the cache lies; variable: the setting that names the folder, empty for the default."""
+
+    folder: Path
+    may_write: bool
+    variable: str
+
+
+def cache_place() -> CachePlace:
+    """Say where the cache lies, without making a folder the user set.
+
+    The default folder is made here; where it cannot be, one warning and a private temporary folder
+    for this process.
+    """
+    settings = current()
+    if settings.cache_dir is None:
+        return CachePlace(_default_cache_dir(), not settings.cache_read_only, "")
+    return CachePlace(settings.cache_dir, not settings.cache_read_only, "SPCOMP_CACHE_DIR")
+
+
 def cache_dir() -> Path:
-    """Give the folder of generated kernels, made with mode 0700.
+    """Give the folder of the cache, made with mode 0700 and writable.
 
     A folder that the user set and that cannot be written is an error; the default one is a warning
     and a private temporary folder for this process.
 
     Raises: CacheNotWritable.
     """
-    chosen = current().cache_dir
-    if chosen is None:
-        return _default_cache_dir()
+    place = cache_place()
     try:
-        _make_private(chosen)
+        _make_private(place.folder)
     except OSError as error:
         raise CacheNotWritable(
-            folder=chosen, variable="SPCOMP_CACHE_DIR", reason=error.strerror or error
+            folder=place.folder, variable=place.variable, reason=error.strerror or error
         ) from error
-    return chosen
+    return place.folder
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""The command line: `spcomp list, show, compile, check, explain, doctor`.
+"""The command line: `spcomp list, show, compile, check, explain, cache, doctor`.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 fine, 1 a check failed or a plan
 was refused, 2 the command was used wrongly.
@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from spcomp.cli.cache import cache
 from spcomp.cli.check import check
 from spcomp.cli.compile_files import compile_files
 from spcomp.cli.doctor import doctor
@@ -20,6 +21,7 @@ from spcomp.errors import (
     BadSetting,
     HeadsDoNotDivide,
     NegativeCount,
+    NoSuchEntry,
     NotANumber,
     SpcompError,
     UnknownBackend,
@@ -34,6 +36,7 @@ USED_WRONGLY = (
     BadSetting,
     HeadsDoNotDivide,
     NegativeCount,
+    NoSuchEntry,
     NotANumber,
     UnknownBackend,
     UnknownChoice,
@@ -64,5 +67,5 @@ def main() -> None:
     """
 
 
-for _command in (list_patterns, show, compile_files, check, explain, doctor):
+for _command in (list_patterns, show, compile_files, check, explain, cache, doctor):
     main.add_command(_command)

@@ -42,9 +42,8 @@ def current() -> Settings:
 
     Raises: BadSetting, naming the variable, its value and what is allowed.
     """
-    folder = os.environ.get("SPCOMP_CACHE_DIR")
     return Settings(
-        cache_dir=Path(folder).expanduser() if folder else None,
+        cache_dir=_folder("SPCOMP_CACHE_DIR"),
         cache_read_only=_switch("SPCOMP_CACHE_READ_ONLY"),
         backend=os.environ.get("SPCOMP_BACKEND") or "auto",
         check=_switch("SPCOMP_CHECK"),
@@ -58,6 +57,17 @@ def _switch(variable: str) -> bool:
     return value == "1"
 
 
+def _folder(variable: str) -> Path | None:
+    """Give an absolute path, so that it stays the same folder when the process changes its own."""
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    try:
+        return Path(value).expanduser().absolute()
+    except (RuntimeError, OSError):  # no such user, or no current folder
+        raise BadSetting(variable=variable, value=value, wanted="the path of a folder") from None
+
+
 @dataclass(frozen=True, slots=True)
 class CachePlace:
     """Where the cache lies; variable: the setting that names the folder, empty for the default."""
@@ -67,20 +77,30 @@ class CachePlace:
     variable: str
 
 
+NOWHERE = Path(os.devnull, "spcomp")
+"""A cache that holds nothing and can hold nothing: nobody can put anything below a device."""
+
+
 def cache_place() -> CachePlace:
-    """Say where the cache lies, without making a folder the user set.
+    """Say where the cache lies, without making a folder the user set or one that is only read.
 
     The default folder is made here; where it cannot be, one warning and a private temporary folder
-    for this process.
+    for this process, and where there is none either, kernels live in memory.
     """
     settings = current()
-    if settings.cache_dir is None:
-        return CachePlace(_default_cache_dir(), not settings.cache_read_only, "")
-    return CachePlace(settings.cache_dir, not settings.cache_read_only, "SPCOMP_CACHE_DIR")
+    if settings.cache_dir is not None:
+        return CachePlace(settings.cache_dir, not settings.cache_read_only, "SPCOMP_CACHE_DIR")
+    if not settings.cache_read_only:
+        return _default_place()
+    try:
+        return CachePlace(_user_cache_dir(), False, "")
+    except (OSError, RuntimeError):
+        return CachePlace(NOWHERE, False, "")
 
 
 def cache_dir() -> Path:
-    """Give the folder of the cache, made with mode 0700 and writable.
+    """Give the folder of the cache, made with mode 0700 and writable; not made where the settings
+    say that nothing is written.
 
     A folder that the user set and that cannot be written is an error; the default one is a warning
     and a private temporary folder for this process.
@@ -88,6 +108,8 @@ def cache_dir() -> Path:
     Raises: CacheNotWritable.
     """
     place = cache_place()
+    if not place.may_write:
+        return place.folder
     try:
         _make_private(place.folder)
     except OSError as error:
@@ -98,19 +120,39 @@ def cache_dir() -> Path:
 
 
 @lru_cache(maxsize=1)
-def _default_cache_dir() -> Path:
+def _default_place() -> CachePlace:
     try:
-        import platformdirs
-
-        folder = Path(platformdirs.user_cache_dir("spcomp"))
+        folder = _user_cache_dir()
         _make_private(folder)
+        return CachePlace(folder, True, "")
     except (OSError, RuntimeError) as error:
-        folder = Path(tempfile.mkdtemp(prefix="spcomp-"))
+        place, where = _place_without_home()
         warnings.warn(
             f"spcomp: the default cache folder cannot be written ({error}); "
-            f"kernels of this process go to {folder}. Set SPCOMP_CACHE_DIR to keep them.",
+            f"kernels of this process {where}. Set SPCOMP_CACHE_DIR to keep them.",
             stacklevel=3,
         )
+        return place
+
+
+def _place_without_home() -> tuple[CachePlace, str]:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="spcomp-"))
+    except OSError:
+        return CachePlace(NOWHERE, False, ""), "stay in memory"
+    return CachePlace(folder, True, ""), f"go to {folder}"
+
+
+def _user_cache_dir() -> Path:
+    """Give the folder the system keeps caches in.
+
+    Raises: OSError, RuntimeError where the user has none.
+    """
+    import platformdirs
+
+    folder = Path(platformdirs.user_cache_dir("spcomp"))
+    if not folder.is_absolute():  # `~` of a user without a name
+        raise FileNotFoundError(2, "no home folder", str(folder))
     return folder
 
 

@@ -7,9 +7,11 @@ out."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,12 @@ SCHEMA = 1
 META = "meta.json"
 SUM = "meta_sha256"
 DIGEST_DIGITS = 32
+MOST_META_BYTES = 1 << 20
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+"""Names of kernels and of their files; they become parts of paths."""
+
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE)
+"""What says something of this process or this moment, and nothing of the entry."""
 
 
 class Damaged(Exception):
@@ -41,6 +49,9 @@ class Key:
     kernel: str
     source_sha256: str
     fields: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", dict(self.fields))  # the caller's may change
 
     @property
     def digest(self) -> str:
@@ -67,47 +78,85 @@ def write(folder: Path, key: Key, files: Mapping[str, bytes]) -> None:
     """
     folder.mkdir(mode=0o700)
     for name, data in files.items():
-        _write_file(folder / name, data)
-    _write_file(folder / META, _meta_of(key, files))
+        write_file(folder / name, data)
+    write_file(folder / META, _meta_of(key, files))
 
 
 def read(folder: Path, key: Key | None = None) -> Entry:
     """Read an entry and verify all of it; key: what it must have been made from, if that is known.
 
-    Raises: Damaged, saying what does not agree; OSError where a file cannot be read.
+    Raises: Damaged, saying what does not agree; FileNotFoundError when it is not there, or was
+    taken away while it was read; OSError when it cannot be read now (no file handle is left).
     """
-    present = _names_in(folder)
-    if META not in present:
-        raise Damaged(f"{META} is missing")
-    meta = _parsed(_read_file(folder / META))
-    found = _key_of(meta)
-    if folder.name != found.digest and key is None:
-        raise Damaged(f"it was made from other things than its name says ({found.digest})")
-    if key is not None and found.digest != key.digest:
-        raise Damaged("it was made from other things than what is asked for")
-    _same_names(present - {META}, meta["files"])
-    files = {name: _read_file(folder / name) for name in sorted(meta["files"])}
-    for name, data in files.items():
-        _same_content(name, data, meta["files"][name])
-    return Entry(found, folder, files)
+    found, whole = read_whole(folder, key)
+    return Entry(found, folder, {name: data for name, data in whole.items() if name != META})
+
+
+def read_whole(folder: Path, key: Key | None = None) -> tuple[Key, dict[str, bytes]]:
+    """Read an entry as `read` does; gives its files with `meta.json` among them."""
+    handle = _opened(folder)
+    try:
+        return _verified(handle, folder.name, key)
+    except Damaged:
+        if not _stands(folder, os.fstat(handle)):
+            raise FileNotFoundError(errno.ENOENT, "taken away meanwhile", str(folder)) from None
+        raise
+    finally:
+        os.close(handle)
 
 
 def meta_in(folder: Path) -> dict[str, Any]:
     """Read what an entry says of itself, verified by its own sum alone.
 
-    Raises: Damaged, OSError.
+    Raises: Damaged, FileNotFoundError, OSError, as `read` does.
     """
-    return _parsed(_read_file(folder / META))
+    handle = _opened(folder)
+    try:
+        return _parsed(_read_file(handle, META))
+    except Damaged:
+        if not _stands(folder, os.fstat(handle)):
+            raise FileNotFoundError(errno.ENOENT, "taken away meanwhile", str(folder)) from None
+        raise
+    finally:
+        os.close(handle)
 
 
-def key_from(files: Mapping[str, bytes]) -> Key:
-    """Give the key that the `meta.json` among some files names.
+def check(files: Mapping[str, bytes], digest: str) -> Key:
+    """Verify the files of an entry, `meta.json` among them, before they are written anywhere.
 
     Raises: Damaged.
     """
     if META not in files:
         raise Damaged(f"{META} is missing")
-    return _key_of(_parsed(files[META]))
+    meta = _parsed(files[META])
+    key = _key_of(meta)
+    _same_key(key, digest, None)
+    _same_names(set(files) - {META}, meta["files"])
+    for name, wanted in meta["files"].items():
+        _same_content(name, files[name], wanted)
+    return key
+
+
+def _verified(handle: int, digest: str, key: Key | None) -> tuple[Key, dict[str, bytes]]:
+    present = set(os.listdir(handle))
+    if META not in present:
+        raise Damaged(f"{META} is missing")
+    whole = {META: _read_file(handle, META)}
+    meta = _parsed(whole[META])
+    found = _key_of(meta)
+    _same_key(found, digest, key)
+    _same_names(present - {META}, meta["files"])
+    for name, wanted in sorted(meta["files"].items()):
+        whole[name] = _read_file(handle, name, wanted["bytes"])
+        _same_content(name, whole[name], wanted)
+    return found, whole
+
+
+def _same_key(found: Key, digest: str, key: Key | None) -> None:
+    if key is None and found.digest != digest:
+        raise Damaged(f"it was made from other things than its name says ({found.digest})")
+    if key is not None and found != key:
+        raise Damaged("it was made from other things than what is asked for")
 
 
 # ---- meta.json ----------------------------------------------------------------------------------
@@ -126,7 +175,7 @@ def _meta_of(key: Key, files: Mapping[str, bytes]) -> bytes:
             for name, data in sorted(files.items())
         },
     }
-    return (json.dumps({**meta, SUM: _sum_of(meta)}, indent=1) + "\n").encode()
+    return _written(meta)
 
 
 def _key_of(meta: Mapping[str, Any]) -> Key:
@@ -134,19 +183,47 @@ def _key_of(meta: Mapping[str, Any]) -> Key:
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
-    """Parse `meta.json`; what carries its own sum has the form it was written in."""
+    """Parse `meta.json`: byte for byte the text this program writes, and nothing that only means
+    the same."""
     try:
         meta = json.loads(data)
-        given = meta.pop(SUM)
-        schema = meta["schema"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise Damaged(f"{META} is no whole JSON object of this program") from None
-    if schema != SCHEMA:
-        raise Damaged(f"it has schema {schema!r}, where this version reads {SCHEMA}")
-    if given != _sum_of(meta):
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict) or not {"schema", SUM} <= set(meta):
+        raise Damaged(f"{META} is no whole JSON object of this program")
+    if type(meta["schema"]) is not int or meta["schema"] != SCHEMA:
+        raise Damaged(f"it has schema {meta['schema']!r}, where this version reads {SCHEMA}")
+    given = meta.pop(SUM)
+    if given != _sum_of(meta) or _written(meta) != data:
         raise Damaged(f"{META} does not have the sum it names")
-    whole: dict[str, Any] = meta
-    return whole
+    if not _has_its_form(meta):
+        raise Damaged(f"{META} lacks what an entry must say of itself")
+    return meta
+
+
+def _written(meta: Mapping[str, Any]) -> bytes:
+    return (json.dumps({**meta, SUM: _sum_of(meta)}, indent=1) + "\n").encode()
+
+
+def _has_its_form(meta: Mapping[str, Any]) -> bool:
+    """Tell whether members have the types they are used with; a sum can be made by anyone."""
+    texts = [meta.get(name) for name in ("spcomp", "created", "kernel", "source_sha256")]
+    fields, files = meta.get("fields"), meta.get("files")
+    if not isinstance(fields, dict) or not isinstance(files, dict):
+        return False
+    return (
+        all(isinstance(text, str) for text in (*texts, *fields.values()))
+        and NAME.fullmatch(meta["kernel"]) is not None
+        and all(NAME.fullmatch(name) and name != META for name in files)
+        and all(_is_size_and_sum(value) for value in files.values())
+    )
+
+
+def _is_size_and_sum(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"bytes", "sha256"}:
+        return False
+    size = value["bytes"]
+    return type(size) is int and size >= 0 and isinstance(value["sha256"], str)
 
 
 def _sum_of(meta: Mapping[str, Any]) -> str:
@@ -158,10 +235,6 @@ def _canonical(value: Any) -> bytes:
 
 
 # ---- files ---------------------------------------------------------------------------------------
-
-
-def _names_in(folder: Path) -> set[str]:
-    return {item.name for item in os.scandir(folder)}
 
 
 def _same_names(present: set[str], named: Iterable[str]) -> None:
@@ -179,23 +252,72 @@ def _same_content(name: str, data: bytes, wanted: Mapping[str, Any]) -> None:
         raise Damaged(f"{name} does not have the content that was written")
 
 
-def _write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file, private to the user.
+
+    Raises: OSError.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
 
 
-def _read_file(path: Path) -> bytes:
-    """Read a regular file; a link is not followed."""
+def _opened(folder: Path) -> int:
+    """Open the folder of an entry: what is read through the handle is one entry, even where another
+    takes its name."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        raise Damaged(f"{path.name} is missing") from None
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        if path.is_symlink():
-            raise Damaged(f"{path.name} is a link") from None
-        raise Damaged(f"{path.name} cannot be read ({error.strerror})") from None
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise Damaged(f"{path.name} is no regular file")
-        return file.read()
+        if error.errno in (*PASSING, errno.ENOENT):
+            raise
+        refused = error
+    try:
+        stand = os.lstat(folder)
+    except OSError:
+        raise FileNotFoundError(errno.ENOENT, "not there", str(folder)) from None
+    is_folder = stat.S_ISDIR(stand.st_mode)
+    if is_folder and refused.errno in (errno.ENOTDIR, errno.ELOOP):  # by now one is there
+        raise FileNotFoundError(errno.ENOENT, "put there meanwhile", str(folder))
+    if is_folder:
+        raise Damaged(f"it cannot be read ({refused.strerror})")
+    raise Damaged("it is not a folder")
+
+
+def _stands(folder: Path, stand: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.lstat(folder), stand)
+    except OSError:
+        return False
+
+
+def _read_file(folder: int, name: str, wanted: int | None = None) -> bytes:
+    """Read a regular file of a folder, never more of it than there may be.
+
+    A link is not followed, and a pipe not waited for.
+    Raises: Damaged, OSError.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        handle = os.open(name, flags, dir_fd=folder)
+    except OSError as error:
+        if error.errno in PASSING:
+            raise
+        why = {errno.ENOENT: "is missing", errno.ELOOP: "is a link"}
+        said = why.get(error.errno or 0, f"cannot be read ({error.strerror})")
+        raise Damaged(f"{name} {said}") from None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise Damaged(f"{name} is no regular file")
+        if wanted is None and status.st_size > MOST_META_BYTES:
+            raise Damaged(f"{name} has {status.st_size} bytes, where at most {MOST_META_BYTES} are")
+        if wanted is not None and status.st_size != wanted:
+            raise Damaged(f"{name} has {status.st_size} bytes, where {wanted} were written")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    except OSError as error:
+        if error.errno in PASSING:
+            raise
+        raise Damaged(f"{name} cannot be read ({error.strerror})") from None
+    finally:
+        os.close(handle)

@@ -28,7 +28,12 @@ STALE_S = 3600.0
 """Age after which what lies in staging belongs to nobody."""
 
 Build = Callable[[], Mapping[str, bytes]]
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG),
+)
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+"""What a rename says when something stands in the place."""
 
 
 class Store:
@@ -70,17 +75,7 @@ class Store:
         A damaged entry is removed with one warning and counts as not there; where nothing may be
         written it stays, and the warning with it.
         """
-        folder = self.path_of(key)
-        try:
-            found = form.read(folder, key)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (Damaged, OSError) as problem:
-            if folder.exists():  # else another process cleared it while it was read
-                self._discard(folder, problem)
-            return None
-        self._note_use(folder)
-        return found
+        return self._find(key)[0]
 
     def load_or_build(self, key: Key, build: Build) -> Entry:
         """Give an entry, built by one process and read by all others.
@@ -89,29 +84,41 @@ class Store:
         Raises: CacheNotWritable when something must be kept in a folder the user set and that
         cannot be written. A full disk is a warning: the entry then lives in memory.
         """
-        found = self.load(key)
+        found, damage_stays = self._find(key)
         if found is not None:
             return found
-        if not self.may_write or not self._is_ready():
+        if damage_stays or not self.may_write or not self._is_ready():
             return Entry(key, None, dict(build()))
         with self._lock(key):
             return self.load(key) or self._keep(key, dict(build()))
 
-    def discard(self, folder: Path) -> bool:
+    def discard(self, folder: Path, damaged: Key | None = None) -> bool:
         """Take an entry away in one rename, so that nobody reads half of it; False when it cannot
-        be."""
+        be.
+
+        damaged: whose entry it is, if it goes because of damage; the right one of that key, which
+        another process may have put there by now, stays.
+        """
         aside = self._staged("removed")
+        if not os.path.lexists(folder):
+            return False
         try:
             self.staging.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.rename(folder, aside)
+        except FileNotFoundError:  # another process was first
+            return True
         except OSError:
             return False
-        shutil.rmtree(aside, ignore_errors=True)
+        if damaged is not None:
+            with contextlib.suppress(Damaged, OSError):
+                form.read(aside, damaged)
+                os.rename(aside, folder)
+        remove(aside)
         return True
 
     def place(self, key: Key, fill: Callable[[Path], None]) -> Entry | None:
-        """Put an entry in its place: `fill` writes a folder in staging, which is verified and then
-        renamed. Gives None when it does not become the entry of the key.
+        """Put an entry in its place: `fill` writes a folder in staging, which is renamed and read
+        back. Gives None when it does not become the entry of the key.
 
         Raises: OSError; staging is empty again.
         """
@@ -121,14 +128,19 @@ class Store:
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             fill(staged)
             for _ in range(2):  # a damaged entry in its place is taken away by `load`
-                with contextlib.suppress(OSError):
+                try:
                     os.rename(staged, target)
+                except OSError as error:
+                    if error.errno not in TAKEN:
+                        raise
+                else:
+                    return self.load(key)
                 found = self.load(key)
                 if found is not None:
                     return found
             return None
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            remove(staged)
 
     def leftovers(self) -> Iterator[Path]:
         """Yield what lies in staging and belongs to no running process."""
@@ -144,7 +156,7 @@ class Store:
             self._warn_not_kept(error)
             kept = None
         for stale in self.leftovers():
-            shutil.rmtree(stale, ignore_errors=True)
+            remove(stale)
         return kept or Entry(key, None, files)
 
     def _is_ready(self) -> bool:
@@ -155,8 +167,9 @@ class Store:
         try:
             for folder in (self.folder, self.kernels, self.staging, self.locks):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not os.access(self.staging, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "Permission denied")
+            for folder in (self.kernels, self.staging, self.locks):
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, "Permission denied")
         except OSError as error:
             if error.errno in REFUSED and self._variable:
                 raise CacheNotWritable(
@@ -169,7 +182,7 @@ class Store:
     def _lock(self, key: Key) -> AbstractContextManager[object]:
         """Hold the lock of a key, or nothing where there is none to be had: a build done twice is
         harmless."""
-        lock = FileLock(str(self.locks / f"{key.digest}.lock"), mode=0o600, is_singleton=False)
+        lock = FileLock(str(self.locks / f"{key.digest}.lock"), mode=0o600)
         try:
             return lock.acquire(timeout=LOCK_TIMEOUT_S)
         except (Timeout, OSError, NotImplementedError) as error:
@@ -179,13 +192,22 @@ class Store:
             )
             return contextlib.nullcontext()
 
-    def _discard(self, folder: Path, problem: object) -> None:
-        kept = "it is made again" if self.may_write else "it is not used"
-        warnings.warn(
-            f"spcomp: the cache entry {folder} is damaged: {problem}; {kept}.", stacklevel=4
-        )
-        if self.may_write:
-            self.discard(folder)
+    def _find(self, key: Key) -> tuple[Entry | None, bool]:
+        """Give an entry if it is there, and whether a damaged one stays in its place."""
+        folder = self.path_of(key)
+        try:
+            found = form.read(folder, key)
+        except Damaged as problem:
+            went = self.may_write and self.discard(folder, key)
+            then = "it is made again" if went else "it is not used"
+            warnings.warn(
+                f"spcomp: the cache entry {folder} is damaged: {problem}; {then}.", stacklevel=4
+            )
+            return None, not went
+        except OSError:  # not there, or no file handle is left to look
+            return None, False
+        self._note_use(folder)
+        return found, False
 
     def _note_use(self, folder: Path) -> None:
         """Note when an entry was last used, at most once an hour: what is pruned goes by it."""
@@ -196,8 +218,7 @@ class Store:
                     os.utime(meta)
 
     def _staged(self, name: str) -> Path:
-        host = socket.gethostname().replace("~", "-").replace("/", "-")
-        return self.staging / f"{host}~{os.getpid()}~{name}~{secrets.token_hex(6)}"
+        return self.staging / f"{_host()}~{os.getpid()}~{name}~{secrets.token_hex(6)}"
 
     def _warn_not_kept(self, error: OSError) -> None:
         if self.folder not in _WARNED:
@@ -212,12 +233,27 @@ class Store:
 _WARNED: set[Path] = set()
 
 
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, or whatever else stands there; never through a
+    link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _host() -> str:
+    return socket.gethostname().replace("~", "-").replace("/", "-")
+
+
 def _is_stale(item: os.DirEntry[str]) -> bool:
-    """Tell whether the process that made a folder in staging is gone."""
+    """Tell whether the process that made a folder in staging is gone, or has had an hour: a number
+    may belong to another process by now."""
     host, _, rest = item.name.partition("~")
     number = rest.partition("~")[0]
-    if host == socket.gethostname() and number.isdecimal():
-        return not _is_running(int(number))
+    if host == _host() and number.isdecimal() and not _is_running(int(number)):
+        return True
     with contextlib.suppress(OSError):
         return time.time() - item.stat(follow_symlinks=False).st_mtime > STALE_S
     return False
@@ -226,7 +262,7 @@ def _is_stale(item: os.DirEntry[str]) -> bool:
 def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:  # it runs under another user
         return True

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from spcomp.cache import entry as form
 from spcomp.cache.entry import Damaged
-from spcomp.cache.store import STALE_S, Store
+from spcomp.cache.store import STALE_S, Store, remove
 
 TUNING = "tuning"
 DIGEST = re.compile(rf"[0-9a-f]{{{form.DIGEST_DIGITS}}}")
@@ -53,6 +52,8 @@ def listed(store: Store) -> Iterator[Listed]:
     for folder in sorted(_folders(store.kernels)):
         try:
             meta, problem = form.meta_in(folder), ""
+        except FileNotFoundError:  # gone in the meantime
+            continue
         except (Damaged, OSError) as error:
             meta, problem = {}, str(error)
         with contextlib.suppress(OSError):  # gone in the meantime
@@ -112,7 +113,7 @@ def clear(store: Store) -> int:
 
 def _sweep(store: Store) -> None:
     for stale in list(store.leftovers()):
-        shutil.rmtree(stale, ignore_errors=True)
+        remove(stale)
     for lock in _files(store.locks):
         with contextlib.suppress(OSError):
             if time.time() - lock.stat().st_mtime > STALE_S:
@@ -139,7 +140,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _bytes_below(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*") if folder.is_dir() else ():
+    for path in folder.rglob("*") if folder.is_dir() and not folder.is_symlink() else ():
         with contextlib.suppress(OSError):
             total += path.lstat().st_size
     return total
@@ -147,4 +148,4 @@ def _bytes_below(folder: Path) -> int:
 
 def _last_used(folder: Path) -> float:
     meta = folder / form.META
-    return (meta if meta.exists() else folder).stat().st_mtime
+    return (meta if os.path.lexists(meta) else folder).lstat().st_mtime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from datetime import datetime, timezone
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from spcomp.cache import Damaged, Store, archive, default_store, upkeep
 from spcomp.cache.upkeep import Listed
 from spcomp.cli.options import ParamType, as_json
 from spcomp.cli.output import mebibytes, print_json, print_table, say
 from spcomp.errors import CacheNotWritable, EntryDamaged, NoSuchEntry
-from spcomp.settings import cache_place
+from spcomp.settings import CachePlace, cache_place
 
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -51,7 +53,7 @@ def info(json_: bool) -> None:
     facts = {
         "folder": str(place.folder),
         "set by": place.variable or "default",
-        "writes": "yes" if place.may_write else "no (SPCOMP_CACHE_READ_ONLY=1)",
+        "writes": _writes(place),
         "entries": held.entries,
         "entry bytes": held.entry_bytes,
         "tuning records": held.tunings,
@@ -136,7 +138,6 @@ def export(file: Path, digests: tuple[str, ...]) -> None:
     try:
         count = archive.export_entries(chosen, file)
     except Damaged as problem:
-        file.unlink(missing_ok=True)
         raise EntryDamaged(folder=problem) from None
     except OSError as error:
         raise click.BadParameter(f"cannot write {file}: {error.strerror}.") from None
@@ -162,6 +163,12 @@ def import_file(file: Path) -> None:
         click.get_current_context().exit(1)
 
 
+def _writes(place: CachePlace) -> str:
+    if not place.may_write:
+        return "no (SPCOMP_CACHE_READ_ONLY=1)"
+    return "yes" if _is_writable(place.folder) else "no (Permission denied)"
+
+
 def _writable_store() -> Store:
     place = cache_place()
     if not place.may_write:
@@ -170,14 +177,26 @@ def _writable_store() -> Store:
             variable=place.variable or "default",
             reason="SPCOMP_CACHE_READ_ONLY=1 forbids it",
         )
+    if place.folder.exists() and not _is_writable(place.folder):
+        raise CacheNotWritable(
+            folder=place.folder, variable=place.variable or "default", reason="Permission denied"
+        )
     return default_store()
+
+
+def _is_writable(folder: Path) -> bool:
+    """Tell whether entries can be made and removed; a folder that is not there yet counts by the
+    one it would be made in."""
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    inner = [there / "kernels", there / "staging"] if there == folder else []
+    return all(os.access(p, os.W_OK | os.X_OK) for p in (there, *inner) if p.exists())
 
 
 def _cells(row: Listed) -> tuple[str, ...]:
     if row.problem:
         return (row.digest[:SHORT], "damaged", row.problem, "", "", "", "", mebibytes(row.bytes))
     fields = row.meta["fields"]
-    return (
+    cells = (
         row.digest[:SHORT],
         row.meta["kernel"],
         fields.get("target", ""),
@@ -187,6 +206,12 @@ def _cells(row: Listed) -> tuple[str, ...]:
         _age(row.last_used),
         mebibytes(row.bytes),
     )
+    return tuple(_shown(cell) for cell in cells)
+
+
+def _shown(text: str) -> str:
+    """Show a text that another machine may have written: no control codes, no markup."""
+    return escape("".join(c if c.isprintable() else "?" for c in text))
 
 
 def _age(last_used: float) -> str:

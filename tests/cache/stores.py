@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from spcomp.cache import Key
@@ -40,3 +42,11 @@ def run(script: str, *arguments: object, env: Mapping[str, str] | None = None) -
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Turn a warning into a failure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield

@@ -197,9 +197,9 @@ def test_a_full_disk_leaves_the_kernel_in_memory_and_nothing_half_written(
     monkeypatch.setattr(
         entry.os,
         "open",
-        lambda p, f, *m: (
+        lambda p, f, *m, **at: (
             counted(real_open) if f & os.O_CREAT and "staging" in str(p) else real_open
-        )(p, f, *m),
+        )(p, f, *m, **at),
     )
     monkeypatch.setattr(Path, "mkdir", counted(real_mkdir))
     with warnings.catch_warnings(record=True) as warned:

@@ -254,15 +254,14 @@ def test_a_tampered_entry_of_an_archive_is_refused_and_the_others_taken(
     changed = []
     for name, data, kind in members:
         if name == f"{bad}/attend.cubin":
-            data = b"\\0" * len(data)
+            data = bytes(len(data))
         changed.append((name.replace(renamed, DIGEST), data, kind))
     _archive(tmp_path / "y.tar", *changed)
     upkeep.clear(store)
-    with pytest.warns(UserWarning, match="is damaged"):
-        result = run("import", str(tmp_path / "y.tar"))
+    result = run("import", str(tmp_path / "y.tar"))
     assert result.exit_code == 1
     assert set(result.stdout.splitlines()) == {
-        f"refused {bad}: its files do not agree with its meta.json",
+        f"refused {bad}: attend.cubin does not have the content that was written",
         f"refused {DIGEST}: it was made from other things than its name says ({renamed})",
         "1 taken, 0 there already, 2 refused",
     }

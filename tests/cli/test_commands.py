@@ -208,6 +208,7 @@ def test_doctor_lists_packages_backends_cache_and_settings() -> None:
     assert found["cache"]["writable"] is True
     assert [s["variable"] for s in found["settings"]] == [
         "SPCOMP_CACHE_DIR",
+        "SPCOMP_CACHE_READ_ONLY",
         "SPCOMP_BACKEND",
         "SPCOMP_CHECK",
     ]

@@ -6,9 +6,11 @@ uses on chip as `usage.json`."""
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,10 +66,7 @@ def obtain(form: Form) -> Any:
         return files_of(form, made[-1])
 
     entry = default_store().load_or_build(form.key, build)
-    try:
-        return made[-1] if made else restored(form, entry)
-    except FileNotFoundError:  # another process cleared the cache in this very moment
-        return compile_form(form)
+    return made[-1] if made else restored(form, entry)
 
 
 def compile_form(form: Form) -> Any:
@@ -110,21 +109,23 @@ def usage_in(entry: Entry) -> Usage:
 
 
 def restored(form: Form, entry: Entry) -> Any:
-    """Give Triton's compiled kernel from an entry, without its compiler and its source."""
+    """Give Triton's compiled kernel from an entry, without its compiler and its source.
+
+    Triton reads files, and those of the entry may change or go: it gets copies of what was
+    verified."""
     from triton.compiler import CompiledKernel
 
-    name = form.generated.kernel
-    folder = entry.folder
-    assert folder is not None, "what is only in memory was compiled in this process"
     arguments = SimpleNamespace(
         signature=dict(form.signature.types),
         constants=constants_of(form.signature),
         fn=SimpleNamespace(arg_names=list(form.generated.arg_names), launch_metadata=None),
     )
-    group = {n: str(folder / n) for n in (f"{name}.json", form.binary_name)}
-    kernel = CompiledKernel(arguments, group, entry.key.digest)
-    kernel.kernel = entry.files[form.binary_name]  # the bytes that were verified
-    return kernel
+    names = (f"{form.generated.kernel}.json", form.binary_name)
+    with tempfile.TemporaryDirectory(prefix="spcomp-kernel-") as folder:
+        group = {name: str(Path(folder) / name) for name in names}
+        for name, path in group.items():
+            Path(path).write_bytes(entry.files[name])
+        return CompiledKernel(arguments, group, entry.key.digest)
 
 
 def gpu_target(arch: str, warp_size: int) -> Any:

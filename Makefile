@@ -26,10 +26,10 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-PYTEST := $(PY) -m pytest --timeout=$(TIMEOUT_S)
+PYTEST := $(PY) -m pytest --timeout=$(TIMEOUT_S) $(if $(CI),--require-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu unit lint clean distclean
+.PHONY: help setup demo test test-gpu unit lint browser clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -42,8 +42,16 @@ demo: $(READY)  ## run patterns on a real language model and write report.html
 
 test: lint unit  ## ruff, mypy, all tests and the examples in docstrings
 
-unit: $(READY)  ## the tests and the examples in docstrings alone
+unit: $(READY) browser  ## the tests and the examples in docstrings alone
 	$(PYTEST) -n $(JOBS) --doctest-modules $(PYTEST_ARGS) $(TESTS)
+
+# The tests of the reports' pages need Chromium. On a CI machine Debian's package is installed; on
+# yours nothing is: without it they are skipped, and the summary says so.
+browser:
+	@test -z "$(CI)" || command -v chromium >/dev/null || { \
+	  echo "installing Chromium for the tests of the reports' pages" && apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium \
+	    >/dev/null; }
 
 test-gpu: $(READY)  ## the tests that need a card, one at a time; fails without a card
 	$(PYTEST) -m gpu --require-gpu $(PYTEST_ARGS) tests

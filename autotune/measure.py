@@ -7,6 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from spcomp.errors import SpcompError
+
+DENSE_KERNELS = (
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+"""torch's dense kernels, the fastest on a new card first."""
 
 COLD_BYTES = 256 * 1024 * 1024
 """Written before each run: several times the level-2 cache of any card we know."""
@@ -53,3 +67,41 @@ def _run(function: Callable[[], object], cold: torch.Tensor, runs: int) -> list[
 
 def _mark() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def graphed(function: Callable[[], object]) -> Callable[[], object] | None:
+    """Capture a function in a CUDA graph and give its replay: the device's work without the host's.
+
+    A call that decodes is mostly launches, and whoever decodes in earnest captures them. None where
+    the function cannot be captured.
+    """
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            function()
+    except (RuntimeError, SpcompError):
+        torch.cuda.synchronize()
+        return None
+    return graph.replay
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
+    """Give torch's dense causal attention of the same call, aligned bottom-right, on the fastest
+    kernel it has; q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv]."""
+    rows, keys = q.shape[2], k.shape[2]
+    mask = None if rows in (1, keys) else causal_lower_right(rows, keys)
+
+    def run() -> Tensor:
+        with sdpa_kernel(list(DENSE_KERNELS), set_priority=True):
+            return scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=rows == keys and rows > 1, enable_gqa=True
+            )
+
+    return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from spcomp import compiler
 from spcomp.autotune.report.record import Dense, PricedShape, Timing
 from spcomp.autotune.survey import Price
@@ -41,6 +43,30 @@ def dense_price(shape: PricedShape, perplexity: float | None) -> Dense:
     """Evaluate the cost model of dense causal attention for one shape."""
     figures = _dense_figures(shape)
     return Dense(perplexity, figures.flops, figures.floor_bytes)
+
+
+def dense_ms(shape: Mapping[str, int], spec: Specialisation, target: Target) -> float:
+    """Predict dense causal attention; shape: B, Hq, Hkv, Sq, Skv, D, Dv."""
+    env = {**shape, "E": spec.element_bytes}
+    return cost.roofline_ms(cost.evaluate(cost.dense_cost(), env), target, spec.dtype)
+
+
+def predicted_ms(
+    costs: Iterable[cost.Cost], shape: Mapping[str, int], spec: Specialisation, target: Target
+) -> float:
+    """Predict launches that run one after the other; each has a roofline of its own."""
+    env = {**shape, "E": spec.element_bytes}
+    return sum(cost.roofline_ms(cost.evaluate(one, env), target, spec.dtype) for one in costs)
+
+
+def floors_ms(
+    costs: Iterable[cost.Cost], shape: Mapping[str, int], spec: Specialisation, target: Target
+) -> tuple[float, float]:
+    """Give the time that FLOPs alone, and bytes alone, take at the target's rates."""
+    env = {**shape, "E": spec.element_bytes}
+    figures = cost.total(cost.evaluate(one, env) for one in costs)
+    compute_s = figures.flops / (target.rate(spec.dtype) * 1e12)
+    return compute_s * 1e3, figures.floor_bytes / (target.bandwidth_tbs * 1e12) * 1e3
 
 
 def roofline_name(target: Target) -> str:

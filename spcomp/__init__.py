@@ -41,11 +41,14 @@ from spcomp.version import VERSION as __version__
 if TYPE_CHECKING:
     from spcomp.api import Attention, compile
     from spcomp.kvcache import KVCache
+    from spcomp.tuning import TuningReport, tune
 
 _LATE = {
     "Attention": "spcomp.api",
     "compile": "spcomp.api",
     "KVCache": "spcomp.kvcache",
+    "TuningReport": "spcomp.tuning",
+    "tune": "spcomp.tuning",
 }
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "KVCache",
     "Pattern",
     "SpcompError",
+    "TuningReport",
     "__version__",
     "attend",
     "block_indices",
@@ -73,6 +77,7 @@ __all__ = [
     "sink",
     "stream",
     "topk",
+    "tune",
     "window",
 ]
 

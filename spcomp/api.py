@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias, overload
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from spcomp import arguments, compiler
+from spcomp import arguments, compiler, torch_op
 from spcomp.backends import registry
 from spcomp.backends.base import Backend, Executable, Source, Specialisation
 from spcomp.dsl.pattern import Pattern, PatternFunction
 from spcomp.dsl.tensors import canonical_lists
-from spcomp.errors import UnknownChoice, WrongArguments
+from spcomp.errors import NotWarmedUp, UnknownChoice, WrongArguments
 from spcomp.ir import dims
 from spcomp.ir.nodes import Attend, Captured, Given, Node
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.plan import LoopOrder, Phase, Plan
+from spcomp.ir.program import Program
 from spcomp.ir.schedule import AxisChanges, Schedule
 from spcomp.ir.target import Target
+from spcomp.ir.text import print_program
 from spcomp.settings import current
 
-DECODE_ROWS = 16
+DECODE_ROWS = compiler.DECODE_ROWS
 MOST_ADMITTED = 256  # calls of different shapes that need no check any more
+MOST_BUILT = 64  # plans of one pattern: phases, dtypes, devices, scales, widths of lists
+_NOTHING_KEPT: Mapping[str, Tensor] = {}
 ORDERS: tuple[LoopOrder, ...] = ("query_major", "key_major", "gather")
 
 
@@ -45,21 +54,109 @@ Admitted: TypeAlias = tuple[dict[str, int], Executable, dict[str, Tensor]]
 
 
 @dataclass(slots=True)
+class _Epoch:
+    """The time between two writes to a pattern's lists: the lists sorted, calls that passed.
+
+    A thread that still holds an old one leaves nothing in the new one."""
+
+    versions: tuple[int, ...]
+    admitted: dict[tuple[object, ...], Admitted] = field(default_factory=dict)
+    canonical: Pattern | None = None
+
+
+class Compiled:
+    """What equal compiles share: program, options, and the plans built of them. It holds no
+    tensor of the pattern."""
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        backend: str | None,
+        order: LoopOrder | None,
+        axes: AxisChanges | None,
+        handle: str,
+    ) -> None:
+        self.program: Program = pattern.program
+        self.table_names = tuple(pattern.tensors)
+        self.backend, self.order, self.axes, self.handle = backend, order, axes, handle
+        self.plans: dict[tuple[object, ...], Built] = {}
+        self.lock = threading.RLock()
+        self._by_tables: WeakValueDictionary[tuple[int, ...], Attention] = WeakValueDictionary()
+        self._joining = threading.Lock()
+        self._all: WeakSet[Attention] = WeakSet()
+        self._without_tables: Attention | None = None
+
+    def backend_of(self, kind: str) -> Backend:
+        """Give the backend of calls on a kind of device."""
+        name = self.backend or current().backend
+        if name == "auto":
+            name = "reference" if kind == "cpu" else "triton"
+        return registry.backend(name)
+
+    def backend_name(self, device: torch.device) -> str:
+        """Name the backend of a call on a device."""
+        return self.backend_of(device.type).name
+
+    def join(self, attention: Attention) -> None:
+        """Note, weakly, one more compile that means this."""
+        with self._joining:
+            self._all.add(attention)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], scale: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend with these tables; returns (out, lse)."""
+        return self._with(tables)._attend(q, k, v, scale, _NOTHING_KEPT)
+
+    def _with(self, tables: Sequence[Tensor]) -> Attention:
+        """Give the compile that brought these very tables, which it keeps alive, so that their
+        identities cannot come to mean others; a new one where there is none."""
+        wanted = tuple(map(id, tables))
+        found = self._by_tables.get(wanted)
+        if found is None:
+            with self._joining:
+                alive = list(self._all)
+            found = next((a for a in alive if tuple(map(id, a.tables)) == wanted), None)
+            if found is None:
+                pattern = Pattern(self.program, dict(zip(self.table_names, tables, strict=True)))
+                found = Attention(pattern, self.backend, self.order, self.axes, self)
+            self._by_tables[wanted] = found
+            if not tables:
+                self._without_tables = found
+        return found
+
+
+@dataclass(eq=False)
 class Attention:
     """A compiled pattern. Shapes, dtype and device are taken from the tensors of each call.
 
     Kernels are made once for each (phase, dtype, head dimensions, device kind), never for a length.
+    Threads may share it. Copies and pickles compile again. `handle` names what it means in graphs
+    (`spcomp.torch_op`).
     """
 
     pattern: Pattern
     backend_name: str | None = None
     order: LoopOrder | None = None
     axes: AxisChanges | None = None
-    _built: dict[tuple[object, ...], Built] = field(default_factory=dict, repr=False)
-    _canonical: Pattern | None = field(default=None, repr=False)
-    _versions: tuple[int, ...] = field(default=(), repr=False)
-    _listed: tuple[Tensor, ...] | None = field(default=None, repr=False)
-    _admitted: dict[tuple[object, ...], Admitted] = field(default_factory=dict, repr=False)
+    compiled: Compiled = field(default=None, repr=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Join the compiles that mean the same."""
+        options = self.backend_name, self.order, self.axes
+        if self.compiled is None:
+            handle = handle_of(self.pattern, *options)
+            make = partial(Compiled, self.pattern, *options, handle)
+            self.compiled = torch_op.shared(handle, make)
+        self.handle = self.compiled.handle
+        self.tables = list(self.pattern.tensors.values())
+        self._lists = lists_of(self.pattern)
+        self._epoch = _Epoch(versions_of(self._lists))
+        self.compiled.join(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle what it was compiled from."""
+        return Attention, (self.pattern, self.backend_name, self.order, self.axes)
 
     @overload
     def __call__(
@@ -100,28 +197,39 @@ class Attention:
         q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv], any strides with a unit last one. Returns
         out [B,Hq,Sq,Dv] in q's dtype, and with `return_lse` also lse [B,Hq,Sq] f32, natural log. A
         row that sees no key gives 0 and -inf. scale: softmax scale of this call; default the
-        pattern's, else 1/sqrt(D).
+        pattern's, else 1/sqrt(D). Under torch.autocast q, k and v are cast to its dtype first.
         Raises: the errors of `spcomp.errors` for shapes, dtypes, devices, masks and gradients,
-                 before any compile.
+                 before any compile; NotWarmedUp inside the capture of a CUDA graph.
         """
-        out, lse = self._attend(q, k, v, scale, {})
+        if torch.compiler.is_compiling():
+            q, k, v = _autocast(q, k, v)
+            out, lse = torch_op.attend(q, k, v, self.tables, self.handle, scale)
+        else:
+            out, lse = self._attend(q, k, v, scale, _NOTHING_KEPT)
         return (out, lse) if return_lse else out
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, kept: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        if self.pattern.tensors:
-            self._resort_changed_lists()
-        key = (scale, *arguments.call_key(q, k, v, *self.pattern.tensors.values()))
-        known = self._admitted.get(key)
+        if torch.is_autocast_enabled("cuda" if q.is_cuda else torch_op.autocast_kind(q)):
+            if not kept:
+                q, k, v = _autocast(q, k, v)
+            with torch_op.without_autocast(q):
+                return self._attend(q, k, v, scale, kept)
+        epoch = self._now() if self._lists else self._epoch
+        key = (scale, *arguments.call_key(q, k, v, *self.tables))
+        known = epoch.admitted.get(key)
         if known is None:
+            if q.is_meta:  # nothing to compute, and no backend that could
+                out, lse = torch_op.attend(q, k, v, self.tables, self.handle, scale)
+                return out, lse
             env = self._checked(q, k, v)
             if 0 in (env["B"], env["Sq"], env["Skv"]):
                 return _nothing(q, v)
-            known = env, self.built(q, k, v, scale=scale).executable, self._tables()
-            if len(self._admitted) >= MOST_ADMITTED:
-                self._admitted.clear()
-            self._admitted[key] = known
+            known = env, self._built(epoch, q, k, v, scale).executable, self._tables(epoch)
+            if len(epoch.admitted) >= MOST_ADMITTED:
+                epoch.admitted.clear()
+            epoch.admitted[key] = known
         env, executable, tables = known
         return executable.run({"q": q, "k": k, "v": v, **tables}, env, kept)
 
@@ -147,9 +255,9 @@ class Attention:
     def _checked(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
         env = arguments.dims_of(q, k, v)
         arguments.check_tensors(q, k, v)
-        if self.pattern.tensors or env["Sq"] == 0:
+        if self.tables or env["Sq"] == 0:
             arguments.check_masks(self.pattern, env, str(q.device))
-        name = self._backend(q).name
+        name = self.compiled.backend_name(q.device)
         if name != "reference":
             arguments.check_strides(q, k, v)
         if name != "reference" and torch.is_grad_enabled():
@@ -157,69 +265,86 @@ class Attention:
             arguments.check_gradients(name, {"q": q, "k": k, "v": v, **tables})
         return env
 
-    def _resort_changed_lists(self) -> None:
-        """Forget the plans when a list of the pattern was written to since it was sorted for them.
+    def _now(self) -> _Epoch:
+        """Begin a new epoch when a list of the pattern was written to since it was sorted.
 
         Tables of a rule need no such care: the kernels read them at each call.
         """
-        versions = tuple(0 if t.is_inference() else t._version for t in self._lists())
-        if versions != self._versions:
-            self._versions = versions
-            self._canonical = None
-            self._built.clear()
-            self._admitted.clear()
+        epoch, versions = self._epoch, versions_of(self._lists)
+        if versions != epoch.versions:
+            epoch = self._epoch = _Epoch(versions)
+        return epoch
 
-    def _lists(self) -> tuple[Tensor, ...]:
-        """Give the index lists, counts and block masks the pattern brought."""
-        if self._listed is None:
-            given = [n for n in self.pattern.program.stages() if isinstance(n, Given)]
-            sides = [side for n in given for side in (n.tensor, n.counts)]
-            self._listed = tuple(
-                self.pattern.tensors[side.name] for side in sides if isinstance(side, Captured)
-            )
-        return self._listed
+    def _canonical(self, epoch: _Epoch) -> Pattern:
+        """Give the pattern with its lists sorted; twice at once is harmless."""
+        if epoch.canonical is None:
+            if self._lists and _is_captured(self._lists[0]):
+                raise NotWarmedUp(
+                    what=f"the lists of the pattern '{self.pattern.name}' are not sorted yet",
+                    more=(
+                        ", with the same list tensors, and do not write to them in between; "
+                        'torch.compile(mode="reduce-overhead") captures copies of them, so choose '
+                        "another mode"
+                    ),
+                )
+            epoch.canonical = canonical_lists(self.pattern)
+        return epoch.canonical
 
-    def _tables(self) -> dict[str, Tensor]:
-        if not self.pattern.tensors:
-            return {}
-        if self._canonical is None:
-            self._canonical = canonical_lists(self.pattern)
-        return self._canonical.tensors
-
-    def _backend(self, q: Tensor) -> Backend:
-        name = self.backend_name or current().backend
-        if name == "auto":
-            name = "reference" if q.device.type == "cpu" else "triton"
-        return registry.backend(name)
+    def _tables(self, epoch: _Epoch) -> dict[str, Tensor]:
+        return self._canonical(epoch).tensors if self.tables else {}
 
     def built(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Built:
         """Give the plan, source and executable a call with these tensors runs."""
+        return self._built(self._now(), q, k, v, scale)
+
+    def _built(self, epoch: _Epoch, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Built:
         phase = phase_of(q)
         spec = arguments.specialisation(q, v)
-        key = (phase, spec, q.device.type, q.device.index, scale)
-        if key not in self._built:
-            backend = self._backend(q)
-            target = backend.target_of(str(q.device))
-            self._built[key] = self._build(backend, target, spec, phase, scale)
-        return self._built[key]
+        device = q.device
+        backend = self.compiled.backend_of(device.type)
+        widths = tuple(t.shape for t in self._tables(epoch).values()) if self._lists else ()
+        key = (backend.name, phase, spec, device.type, device.index, scale, widths)
+        plans = self.compiled.plans
+        found = plans.get(key)
+        if found is not None:
+            return found
+        with self.compiled.lock:
+            found = plans.get(key)
+            if found is None:
+                if _is_captured(q):
+                    raise NotWarmedUp(
+                        what=f"no kernel of the pattern '{self.pattern.name}' is compiled for "
+                        f"{phase} in {spec.dtype} with D = {spec.head_dim} and "
+                        f"Dv = {spec.value_dim}",
+                        more=", on tensors of the same dtype, head dimensions and device",
+                    )
+                target = backend.target_of(str(device))
+                found = self._build(epoch, backend, target, spec, phase, scale)
+                if versions_of(self._lists) != epoch.versions:
+                    return found  # written to meanwhile: its widths may be others
+                if len(plans) >= MOST_BUILT:
+                    plans.clear()
+                plans[key] = found
+        return found
 
     def _build(
         self,
+        epoch: _Epoch,
         backend: Backend,
         target: Target,
         spec: Specialisation,
         phase: Phase,
         scale: float | None,
     ) -> Built:
-        pattern = self.pattern if scale is None else with_scale(self.pattern, scale)
         order = self.order if phase == "prefill" else None
         if self.order is None and not self.axes:
-            interpreted = backend.interpret(canonical_lists(pattern).program)
+            sorted_pattern = _scaled(self._canonical(epoch), scale)
+            interpreted = backend.interpret(sorted_pattern.program)
             if interpreted is not None:
                 return Built(None, target, spec, None, interpreted)
         schedule = Schedule("query_major", backend.axes(target, spec)).changed(self.axes or {})
         plan = compiler.lower(
-            pattern,
+            _scaled(self.pattern, scale),
             backend=backend,
             target=target,
             spec=spec,
@@ -276,6 +401,51 @@ def explanation(built: Built, env: Mapping[str, int]) -> str:
         shape = [dims.evaluate(d, here) for d in buffer.dims]
         lines.append(f"    {buffer.name:<14} {buffer.dtype} {shape}")
     return "\n".join(lines)
+
+
+def handle_of(
+    pattern: Pattern, backend: str | None, order: LoopOrder | None, axes: AxisChanges | None
+) -> str:
+    """Name what a compiled pattern means: `<pattern>-<20 hex digits>`, of the IR text, the names of
+    its tensors and the options; equal in every process."""
+    changes = {kernel: dict(values) for kernel, values in (axes or {}).items()}
+    options = json.dumps([list(pattern.tensors), backend, order, changes], sort_keys=True)
+    text = print_program(pattern.program, comments=False)
+    return f"{pattern.name}-{hashlib.sha256(f'{text}{options}'.encode()).hexdigest()[:20]}"
+
+
+def lists_of(pattern: Pattern) -> tuple[Tensor, ...]:
+    """Give the index lists, counts and block masks a pattern brought."""
+    if not pattern.tensors:
+        return ()
+    given = [n for n in pattern.program.stages() if isinstance(n, Given)]
+    sides = [side for n in given for side in (n.tensor, n.counts)]
+    return tuple(pattern.tensors[side.name] for side in sides if isinstance(side, Captured))
+
+
+def versions_of(lists: Sequence[Tensor]) -> tuple[int, ...]:
+    """Give numbers that change when a list is written to; those of inference mode count nothing."""
+    return tuple([0 if t.is_inference() else t._version for t in lists])
+
+
+def _is_captured(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cast what `scaled_dot_product_attention` would: floats, and no float64."""
+    kind = torch_op.autocast_kind(q)
+    if not torch.is_autocast_enabled(kind):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(kind)
+    q, k, v = (
+        x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v)
+    )
+    return q, k, v
+
+
+def _scaled(pattern: Pattern, scale: float | None) -> Pattern:
+    return pattern if scale is None else with_scale(pattern, scale)
 
 
 def with_scale(pattern: Pattern, scale: float) -> Pattern:

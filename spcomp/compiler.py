@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from spcomp.backends import registry
 from spcomp.backends.base import Backend, Executable, Source, Specialisation
 from spcomp.dsl.pattern import Pattern
 from spcomp.dsl.tensors import canonical_lists
@@ -9,10 +12,13 @@ from spcomp.errors import Refused
 from spcomp.ir.passes import PATTERN_PIPELINE, cut
 from spcomp.ir.plan import LoopOrder, Phase, Plan
 from spcomp.ir.program import Program
-from spcomp.ir.schedule import Schedule
+from spcomp.ir.schedule import AxisChanges, Schedule
 from spcomp.ir.spec import check
 from spcomp.ir.target import Target
 from spcomp.settings import current
+
+DECODE_ROWS = 16
+"""At most this many query rows are the phase decode."""
 
 
 def normalise(program: Program) -> Program:
@@ -59,6 +65,35 @@ def lower(
             where=program.where,
         )
     return plan
+
+
+def plan_for(
+    pattern: Pattern,
+    shape: Mapping[str, int],
+    dtype: str,
+    order: LoopOrder | None,
+    axes: AxisChanges,
+    target: str,
+) -> tuple[Plan, Specialisation, Target]:
+    """Lower a pattern for a call on a chip that need not be here; shape: Sq, D and Dv count.
+
+    Raises: UnknownTarget, UnknownChoice, and what lowering raises.
+    """
+    chip = registry.target(target)
+    backend = registry.backend(chip.backend)
+    spec = Specialisation(dtype, shape["D"], shape["Dv"])
+    phase: Phase = "decode" if shape["Sq"] <= DECODE_ROWS else "prefill"
+    schedule = Schedule("query_major", backend.axes(chip, spec)).changed(axes)
+    plan = lower(
+        pattern,
+        backend=backend,
+        target=chip,
+        spec=spec,
+        phase=phase,
+        order=order if phase == "prefill" else None,
+        schedule=schedule,
+    )
+    return plan, spec, chip
 
 
 def emit(plan: Plan, backend: Backend, target: Target, spec: Specialisation) -> Source:

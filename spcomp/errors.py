@@ -233,6 +233,29 @@ class NoSuchEntry(SpcompError):
     help = "`spcomp cache list` shows those there are."
 
 
+class NotWarmedUp(SpcompError):
+    message = "{what}, and a CUDA graph is being captured."
+    help = "make the same call once before the capture{more}."
+
+
+class UnknownHandle(SpcompError):
+    message = "the graph names the compiled pattern '{handle}', which this process does not hold."
+    help = (
+        "compile the same pattern with the same options, `spcomp.compile(...)`, and keep it until "
+        "the graph has run once."
+    )
+
+
+class TuneInCapture(SpcompError):
+    message = "tune was called while {what}, which it would disturb."
+    help = "tune before, and compile with the line that the report prints."
+
+
+class NothingToTune(SpcompError):
+    message = "{pattern} cannot be tuned: {why}."
+    help = "{way_out}"
+
+
 # ---- integrations and tools --------------------------------------------------------------------
 
 
@@ -253,4 +276,4 @@ class MissingPackage(SpcompError):
 
 class NotAReport(SpcompError):
     message = "{path} is not a report of spcomp: {problem}."
-    help = "write one with `make demo` or `spcomp report`."
+    help = "write one with `spcomp tune` or `make demo`."

@@ -2,13 +2,16 @@
 
 The state (such as Quest's page minima and maxima) is brought up to date for the tokens an append
 touches, never made again from the start. Keys and values stay, so what `rewind` forgets can be
-remade from them."""
+remade from them.
+
+Inside torch.compile a cache's methods run outside the graph, which is cut there: how many tokens
+are held is a number of Python that changes with each of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +22,11 @@ from spcomp.ir.units import Units, units_of
 
 if TYPE_CHECKING:
     from spcomp.api import Attention
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _outside_the_graph(method: Callable[..., Any], *arguments: Any) -> Any:
+    return method(*arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,12 @@ class KVCache:
 
         Raises: ShapeMismatch when they do not fit the cache or its capacity.
         """
+        if torch.compiler.is_compiling():
+            _outside_the_graph(self._append, k, v)
+        else:
+            self._append(k, v)
+
+    def _append(self, k: Tensor, v: Tensor) -> None:
         n = int(k.shape[2])
         for name, new, held in (("k", k, self.k), ("v", v, self.v)):
             expected = [held.shape[0], held.shape[1], n, held.shape[3]]
@@ -111,6 +125,12 @@ class KVCache:
 
         Raises: ShapeMismatch when it holds fewer.
         """
+        if torch.compiler.is_compiling():
+            _outside_the_graph(self._rewind, tokens)
+        else:
+            self._rewind(tokens)
+
+    def _rewind(self, tokens: int) -> None:
         if not 0 <= tokens <= self.length:
             raise ShapeMismatch(
                 left=f"{tokens} tokens to forget",
@@ -155,6 +175,12 @@ class KVCache:
         self, q: Tensor, *, scale: float | None = None, return_lse: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend with q [B,Hq,n,D], the queries of the last n tokens held, over all of them."""
-        k, v, kept = self.tensors()
-        out, lse = self.attention.attend_kept(q, k, v, kept, scale=scale)
+        if torch.compiler.is_compiling():
+            out, lse = _outside_the_graph(self._attend, q, scale)
+        else:
+            out, lse = self._attend(q, scale)
         return (out, lse) if return_lse else out
+
+    def _attend(self, q: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+        k, v, kept = self.tensors()
+        return self.attention.attend_kept(q, k, v, kept, scale=scale)

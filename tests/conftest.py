@@ -7,14 +7,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.browser import chromium
+
 HAS_CUDA = torch.cuda.is_available()
 MOST_WORKERS = 8  # each one holds a torch of its own and, with a card, a CUDA context
 NO_CARD = "needs a CUDA card, and torch finds none"
+NO_BROWSER = "needs Chromium, and none is on the PATH: the pages of the reports were NOT opened"
 
 # Triton reads this when a kernel is decorated, so it is set before any test module is imported.
 # Tests that compile for a card that is not here start a process of their own without it.
@@ -41,6 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail, rather than skip the gpu tests, when there is no CUDA card",
     )
+    parser.addoption(
+        "--require-browser",
+        action="store_true",
+        help="fail, rather than skip the browser tests, when there is no Chromium",
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -52,6 +61,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--require-gpu") and not HAS_CUDA:
         raise pytest.UsageError(f"--require-gpu: {NO_CARD}")
+    if config.getoption("--require-browser") and not chromium.found():
+        raise pytest.UsageError(f"--require-browser: {NO_BROWSER}")
     if hasattr(config, "workerinput"):  # an xdist worker: the folders came with its environment
         torch.set_num_threads(1)
         return
@@ -68,11 +79,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if HAS_CUDA:
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not HAS_CUDA:
             item.add_marker(pytest.mark.skip(reason=NO_CARD))
+        if item.get_closest_marker("browser") and not chromium.found():
+            item.add_marker(pytest.mark.skip(reason=NO_BROWSER))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not chromium.found():
+        terminalreporter.write_line(f"browser tests: {NO_BROWSER}", yellow=True)
 
 
 @pytest.fixture(autouse=True)

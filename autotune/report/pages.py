@@ -139,10 +139,10 @@ def markdown_context(record: ReportRecord) -> MarkdownContext:
         title=record.title,
         subtitle=subtitle(record),
         findings=findings(record),
-        row_table=_escaped(tables.row_table(record)),
+        row_table=escaped(tables.row_table(record)),
         priced=str(record.priced),
-        kernel_table=_escaped(tables.kernel_table(record)),
-        environment=_escaped(tables.environment_table(record)),
+        kernel_table=escaped(tables.kernel_table(record)),
+        environment=escaped(tables.environment_table(record)),
         notes=record.notes,
         has_kernels=bool(record.kernels),
         has_notes=bool(record.notes),
@@ -212,7 +212,8 @@ def _map_groups(record: ReportRecord) -> tuple[MapGroup, ...]:
     return tuple(MapGroup(title, tuple(pictures)) for title, pictures in groups.items())
 
 
-def _escaped(table: tables.Table) -> tables.Table:
+def escaped(table: tables.Table) -> tables.Table:
+    """Give a table whose cells may stand in Markdown."""
     rows = tuple(
         tuple(tables.Cell(cell.text.replace("|", "\\|"), cell.kind) for cell in row)
         for row in table.rows

@@ -98,7 +98,7 @@ def _recall(record: ReportRecord) -> Plot:
             _add_series(figure, record, series, values, what, is_faint=not is_mean)
     _budget_axis(figure)
     figure.update_yaxes(title="attention mass kept", tickformat=".0%", range=[0, 1.03])
-    return _plot(
+    return finished(
         figure,
         "recall",
         "Recall against budget",
@@ -122,7 +122,7 @@ def _perplexity(record: ReportRecord) -> Plot:
     figure.update_yaxes(
         title="perplexity (less is better)", type="log" if is_wide else "linear", nticks=8
     )
-    return _plot(
+    return finished(
         figure,
         "perplexity",
         "Perplexity against budget",
@@ -182,7 +182,7 @@ def _speed(record: ReportRecord) -> Plot:
     kinds = sorted({row.timing.kind for row in shown if row.timing is not None})
     places = sorted({row.timing.where for row in shown if row.timing is not None})
     figure.update_yaxes(title=f"times faster than dense ({', '.join(kinds)})", rangemode="tozero")
-    return _plot(
+    return finished(
         figure,
         "speed",
         f"Speed against block size, {' and '.join(kinds)}",
@@ -250,7 +250,8 @@ def _colour(block: int | None) -> str:
     return OTHER_COLOUR if block is None else BLOCK_COLOURS.get(block, OTHER_COLOUR)
 
 
-def _plot(figure: Any, name: str, title: str, caption: str) -> Plot:
+def finished(figure: Any, name: str, title: str, caption: str) -> Plot:
+    """Give a figure the layout all plots share, and turn it into JSON."""
     figure.update_layout(
         height=400,
         margin={"l": 64, "r": 16, "t": 24, "b": 48},

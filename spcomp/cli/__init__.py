@@ -1,4 +1,5 @@
-"""The command line: `spcomp list, show, compile, check, explain, cache, doctor`.
+"""The command line: `spcomp list, show, compile, check, explain, tune, bench,
+report, cache, doctor`.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 fine, 1 a check failed or a plan
 was refused, 2 the command was used wrongly.
@@ -10,19 +11,23 @@ from typing import Any
 
 import click
 
+from spcomp.cli.bench import bench
 from spcomp.cli.cache import cache
 from spcomp.cli.check import check
 from spcomp.cli.compile_files import compile_files
 from spcomp.cli.doctor import doctor
 from spcomp.cli.explain import explain
 from spcomp.cli.list_patterns import list_patterns
+from spcomp.cli.report import report
 from spcomp.cli.show import show
+from spcomp.cli.tune import tune
 from spcomp.errors import (
     BadSetting,
     HeadsDoNotDivide,
     NegativeCount,
     NoSuchEntry,
     NotANumber,
+    NothingToTune,
     SpcompError,
     UnknownBackend,
     UnknownChoice,
@@ -38,6 +43,7 @@ USED_WRONGLY = (
     NegativeCount,
     NoSuchEntry,
     NotANumber,
+    NothingToTune,
     UnknownBackend,
     UnknownChoice,
     UnknownPattern,
@@ -67,5 +73,16 @@ def main() -> None:
     """
 
 
-for _command in (list_patterns, show, compile_files, check, explain, cache, doctor):
+for _command in (
+    list_patterns,
+    show,
+    compile_files,
+    check,
+    explain,
+    tune,
+    bench,
+    report,
+    cache,
+    doctor,
+):
     main.add_command(_command)

@@ -27,6 +27,14 @@ def load_pattern(name: str, values: Mapping[str, Value]) -> Pattern:
     return find_function(name)(**values)  # type: ignore[no-any-return]
 
 
+def function_or_pattern(name: str) -> PatternFunction | Pattern:
+    """Give the function a user named, or the pattern of a file of IR text, as a tuning takes them.
+
+    Raises: UnknownPattern, IRText.
+    """
+    return _from_text(Path(name), {}) if name.endswith(".ir") else find_function(name)
+
+
 def find_function(name: str) -> PatternFunction:
     """Give the pattern function a user named.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from spcomp.dsl.recording import recording
 from spcomp.errors import PatternReturnsNothing, Where, WrongArguments
@@ -39,10 +39,14 @@ class PatternFunction:
     Called with hyper-parameters only it gives a `Pattern`; called inside another pattern with
     stages for q, k, v it gives the result stage, so patterns compose."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], open: Mapping[str, tuple[Any, ...]] | None = None
+    ) -> None:
         self.function = function
         self.signature = inspect.signature(function)
         functools.update_wrapper(self, function)
+        self._check_open(open or {})
+        self.open = {name: tuple(values) for name, values in (open or {}).items()}
 
     @property
     def name(self) -> str:
@@ -70,6 +74,27 @@ class PatternFunction:
             for n, p in self.signature.parameters.items()
             if p.kind is inspect.Parameter.KEYWORD_ONLY
         }
+
+    def _check_open(self, open: Mapping[str, Any]) -> None:
+        """Refuse to leave open what the function does not take, or never takes by default.
+
+        Raises: WrongArguments.
+        """
+        for name, values in open.items():
+            if name not in self.defaults:
+                problem = f"leaves {name} open, which is none of its hyper-parameters"
+            elif not isinstance(values, (list, tuple)):
+                problem = f"leaves {name} open with {values!r}, which is no tuple of values"
+            elif self.defaults[name] not in values:
+                problem = f"leaves {name} open without its default, {self.defaults[name]!r}"
+            else:
+                continue
+            raise WrongArguments(
+                where=self.where,
+                pattern=self.name,
+                problem=problem,
+                signature=f"{self.name}{self.signature}",
+            )
 
     def __call__(self, *stages: Any, **parameters: Any) -> Any:
         """Make the pattern, or its result stage when q, k, v stages are given.
@@ -121,7 +146,20 @@ def _plain(value: Any) -> bool | int | float | str | None:
     return str(getattr(value, "__name__", type(value).__name__))
 
 
-def pattern(function: Callable[..., Any]) -> PatternFunction:
+@overload
+def pattern(function: Callable[..., Any], /) -> PatternFunction: ...
+@overload
+def pattern(
+    *, open: Mapping[str, tuple[Any, ...]]
+) -> Callable[[Callable[..., Any]], PatternFunction]: ...
+
+
+def pattern(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    open: Mapping[str, tuple[Any, ...]] | None = None,
+) -> PatternFunction | Callable[[Callable[..., Any]], PatternFunction]:
     """Declare a sparse-attention pattern.
 
     The function takes q, k, v and hyper-parameters by keyword, and returns the result of `attend`
@@ -130,5 +168,11 @@ def pattern(function: Callable[..., Any]) -> PatternFunction:
         @pattern
         def local_blocks(q, k, v, *, size=1024):
             return attend(q, gather(k, window(size)), gather(v, window(size)))
+
+    open: values by hyper-parameter that a tuning may choose among, where the meaning leaves them
+    open: `@pattern(open={"block": (64, 128, 256)})`. The default is one of them.
+    Raises: WrongArguments.
     """
-    return PatternFunction(function)
+    if function is not None:
+        return PatternFunction(function)
+    return lambda declared: PatternFunction(declared, open)

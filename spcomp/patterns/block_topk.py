@@ -3,7 +3,7 @@
 from spcomp.dsl import attend, downsample, gather, local, pattern, score, sink, topk
 
 
-@pattern
+@pattern(open={"block": (64, 128, 256)})
 def block_topk(q, k, v, *, block=128, budget=0.25, sinks=1, locals=2):
     """Each block of queries reads the best `budget` of all key blocks, the first and the nearest
     always.

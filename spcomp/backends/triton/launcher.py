@@ -15,6 +15,7 @@ from typing import Any
 from spcomp.backends.triton.generated import Generated
 from spcomp.backends.triton.manifest import ArgumentClass, Manifest, signature_of
 from spcomp.backends.triton.store import Form, obtain
+from spcomp.errors import NotWarmedUp
 
 INT32_MAX = (1 << 31) - 1
 
@@ -66,6 +67,16 @@ class Kernel:
         return found
 
     def _load(self, chosen: ArgumentClass) -> Loaded:
+        """Compile or read the form, and load it.
+
+        Raises: NotWarmedUp inside the capture of a CUDA graph, where nothing can be loaded.
+        """
+        if is_capturing():
+            raise NotWarmedUp(
+                what=f"the kernel {self.generated.kernel} is not loaded for these strides and "
+                "this alignment",
+                more=", with tensors of the same layout",
+            )
         STATS.forms += 1
         signature = signature_of(self.generated, self.manifest, chosen)
         kernel = obtain(Form(self.generated, signature, current_target(), self.options))
@@ -79,6 +90,13 @@ def kernel_for(
 ) -> Kernel:
     """Give the kernel of a generated file; equal text compiled by two patterns is one."""
     return Kernel(generated, manifest, options)
+
+
+def is_capturing() -> bool:
+    """Tell whether a CUDA graph is being captured on the current stream."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def current_target() -> Any:

@@ -23,6 +23,7 @@ from spcomp.backends.triton.manifest import (
     signature_of,
 )
 from spcomp.backends.triton.store import Form, gpu_target
+from spcomp.errors import NotWarmedUp
 from spcomp.ir.launches import AttendLaunch
 from spcomp.patterns import streaming_llm
 from tests.backends.triton import pretend
@@ -87,6 +88,17 @@ def test_a_class_is_got_ready_once_on_a_device(monkeypatch: pytest.MonkeyPatch) 
     assert kernel.form(0, ArgumentClass()) is not first
     assert kernel.form(1, ArgumentClass(("x_ptr",))) is not first
     assert launcher.STATS.forms - before == 3
+
+
+def test_nothing_is_loaded_inside_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "is_capturing", lambda: True)
+    with pytest.raises(NotWarmedUp) as caught:
+        Kernel(GENERATED, MANIFEST, ()).form(0, ArgumentClass())
+    assert str(caught.value) == (
+        "NotWarmedUp: the kernel probe is not loaded for these strides and this alignment, and a "
+        "CUDA graph is being captured.\n"
+        "  help: make the same call once before the capture, with tensors of the same layout."
+    )
 
 
 def test_a_key_holds_all_that_makes_another_binary_and_no_header(

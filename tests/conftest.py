@@ -18,7 +18,7 @@ from tests.browser import chromium
 HAS_CUDA = torch.cuda.is_available()
 MOST_WORKERS = 8  # each one holds a torch of its own and, with a card, a CUDA context
 NO_CARD = "needs a CUDA card, and torch finds none"
-NO_BROWSER = "needs Chromium, and none is on the PATH: the pages of the reports were NOT opened"
+NO_BROWSER = "Chromium is not on the PATH, so the pages of the reports were NOT opened"
 
 # Triton reads this when a kernel is decorated, so it is set before any test module is imported.
 # Tests that compile for a card that is not here start a process of their own without it.
@@ -87,8 +87,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not chromium.found():
-        terminalreporter.write_line(f"browser tests: {NO_BROWSER}", yellow=True)
+    """Say loudly that tests were left out for want of a browser; who runs others hears nothing."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum(1 for report in skipped if NO_BROWSER in str(report.longrepr))
+    if count:
+        terminalreporter.write_line(f"{count} tests were skipped: {NO_BROWSER}", yellow=True)
 
 
 @pytest.fixture(autouse=True)

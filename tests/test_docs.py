@@ -73,5 +73,6 @@ def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         "NO_COLOR": "1",
         "COLUMNS": "110",
         "TRITON_INTERPRET": "0",
+        "CUDA_VISIBLE_DEVICES": "",  # what is shown was printed without a card
     }
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)

@@ -250,17 +250,19 @@ def _colour(block: int | None) -> str:
     return OTHER_COLOUR if block is None else BLOCK_COLOURS.get(block, OTHER_COLOUR)
 
 
-def finished(figure: Any, name: str, title: str, caption: str) -> Plot:
-    """Give a figure the layout all plots share, and turn it into JSON."""
+def finished(figure: Any, name: str, title: str, caption: str, height: int = 400) -> Plot:
+    """Give a figure the layout all plots share, and turn it into JSON; height in pixels."""
     figure.update_layout(
-        height=400,
-        margin={"l": 64, "r": 16, "t": 24, "b": 48},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+        height=height,
+        margin={"l": 64, "r": 16, "t": 32, "b": 48},
+        # At the foot, since plotly's buttons stand at the head.
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="closest",
         template="none",
     )
+    figure.update_yaxes(title_standoff=12)  # else the title lies on wide tick labels
     # The text stands in a script element, which ends at the first "</script" whatever holds it.
     spec = figure.to_json().replace("<", "\\u003c")
     return Plot(name, title, caption, spec)

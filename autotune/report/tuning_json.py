@@ -1,17 +1,15 @@
-"""Tunings <-> JSON text: strict both ways, like the report of a model."""
+"""Tunings of one pattern, a meaning each <-> JSON text."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spcomp.autotune import json_values
 from spcomp.autotune.record import Tuning
-from spcomp.autotune.report.json_text import ReportUnreadable
+from spcomp.autotune.report.json_form import Form
 
-KIND = "spcomp tuning report"
 SCHEMA = 1
+"""Version of the JSON form; it grows when a field of a tuning changes its meaning or goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,32 +17,20 @@ class _Document:
     tunings: tuple[Tuning, ...]
 
 
+FORM = Form("spcomp tuning report", SCHEMA, _Document, "spcomp tune")
+
+
 def to_json(tunings: Sequence[Tuning]) -> str:
-    """Give tunings as indented JSON with a kind and a schema."""
-    document = json_values.to_plain(_Document, _Document(tuple(tunings)))
-    whole = {"kind": KIND, "schema": SCHEMA, **document}
-    return json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    """Give tunings as JSON."""
+    return FORM.write(_Document(tuple(tunings)))
 
 
-def from_json(text: str) -> tuple[Tuning, ...]:
-    """Read tunings back; `from_json(to_json(tunings)) == tunings`.
+def from_json(text: str, name: str = "the report") -> tuple[Tuning, ...]:
+    """Read tunings back; `from_json(to_json(tunings)) == tunings`. name: what errors call the text.
 
-    Raises: ReportUnreadable (not JSON, another schema, a field too many or too few, a wrong type).
+    Raises: ReportUnreadable.
     """
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _unreadable("the text", f"is no JSON ({error})") from None
-    if not isinstance(document, dict) or document.pop("kind", None) != KIND:
-        raise _unreadable("the document", f"has no kind '{KIND}'")
-    schema = document.pop("schema", None)
-    if schema != SCHEMA:
-        raise _unreadable("its schema", f"is {schema!r}")
-    found: _Document = json_values.build(_Document, document, "report", _unreadable)
+    found: _Document = FORM.read(text, name)
     if not found.tunings:
-        raise _unreadable("report.tunings", "is empty")
+        raise FORM.refusal(name, "report.tunings", "is empty")
     return found.tunings
-
-
-def _unreadable(place: str, problem: str) -> ReportUnreadable:
-    return ReportUnreadable(place=place, problem=problem, schema=SCHEMA)

@@ -24,15 +24,20 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers_from: int = 1
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    numbers_from: int = 1,
+    numbers_to: int | None = None,
 ) -> None:
-    """Print a table; columns from `numbers_from` on are set right. Colour follows NO_COLOR."""
+    """Print a table; columns [numbers_from:numbers_to] are set right. Colour follows NO_COLOR."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDE)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    numbers = range(len(columns))[numbers_from:numbers_to]
     for n, name in enumerate(columns):
-        right = n >= numbers_from
+        right = n in numbers
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from spcomp.autotune import record_text
+from spcomp.autotune import record_lines, record_text
+from spcomp.autotune.record import Tuning
 from spcomp.autotune.report import json_text, needs_plotly, tuning_json
+from spcomp.autotune.report.json_form import kind_of
+from spcomp.autotune.report.record import ReportRecord
 from spcomp.cli.output import say
 from spcomp.errors import NotAReport
 
@@ -28,24 +33,52 @@ def report(path: Path, folder: Path) -> None:
     with needs_plotly():
         from spcomp.autotune.report import pages, tuning_pages
 
-    if path.suffix == ".jsonl":
-        paths = tuning_pages.write_all((record_text.read(path),), folder)
-    else:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        kind = _kind(text, path)
-        if kind == tuning_json.KIND:
-            paths = tuning_pages.write_all(tuning_json.from_json(text), folder)
+    with _told():
+        held = _read(path)
+    try:
+        if isinstance(held, ReportRecord):
+            paths = pages.write_all(held, folder)
         else:
-            paths = pages.write_all(json_text.from_json(text), folder)
+            paths = tuning_pages.write_all(held, folder)
+    except OSError as error:
+        raise click.BadParameter(
+            f"cannot write into {folder}: {error.strerror}.", param_hint="-o"
+        ) from None
     say(f"wrote {', '.join(str(one) for one in paths)}")
 
 
-def _kind(text: str, path: Path) -> str:
+def _read(path: Path) -> ReportRecord | tuple[Tuning, ...]:
+    """Read a file of any of the three kinds; its content says which one it is."""
     try:
-        document = json.loads(text)
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise click.BadParameter(f"cannot read {path}: {error.strerror}.") from None
+    if path.suffix == record_text.SUFFIX or _is_record(text.partition("\n")[0]):
+        return (record_text.read(path),)
+    try:
+        kind = kind_of(text)
+    except ValueError as error:
+        raise NotAReport(path=path, problem=f"it is no JSON ({error})") from None
+    if kind == tuning_json.FORM.kind:
+        return tuning_json.from_json(text, str(path))
+    if kind == json_text.FORM.kind:
+        return json_text.from_json(text, str(path))
+    problem = "it names no kind" if kind is None else f"its kind is '{kind}'"
+    raise NotAReport(path=path, problem=problem)
+
+
+def _is_record(first_line: str) -> bool:
+    try:
+        return kind_of(first_line) == record_lines.KIND
     except ValueError:
-        raise NotAReport(path=path, problem="it is no JSON") from None
-    kind = document.get("kind") if isinstance(document, dict) else None
-    if kind not in (tuning_json.KIND, json_text.KIND):
-        raise NotAReport(path=path, problem=f"its kind is {kind!r}")
-    return str(kind)
+        return False
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say warnings, such as that of a cut line, without the place in the code that warns."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        say(str(warning.message))

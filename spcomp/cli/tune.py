@@ -12,7 +12,7 @@ import click
 
 from spcomp.autotune.record import Row, Tuning
 from spcomp.autotune.report import tuning_json
-from spcomp.autotune.report.tuning_tables import TRIED, ordered, time_of
+from spcomp.autotune.report.tuning_facts import TRIED, ordered, time_of
 from spcomp.cli.options import ORDERS, as_json, dtype_option, shape_option
 from spcomp.cli.output import print_table, say
 from spcomp.cli.patterns import function_or_pattern
@@ -107,7 +107,7 @@ def _print(report: TuningReport, is_whole: bool) -> None:
         dense = "" if tuning.dense_ms is None else f", dense {tuning.dense_ms:.4f} ms"
         click.echo(f"{tuning.call.pattern}  {tuning.call.phase}{dense}")
         shown = _shown(tuning, is_whole)
-        print_table(COLUMNS, (_cells(one, row) for row in shown), numbers_from=2)
+        print_table(COLUMNS, (_cells(one, row) for row in shown), numbers_from=2, numbers_to=-2)
         for line in (*_left(tuning, shown), *tuning.notes):
             click.echo(f"  {line}")
         click.echo()

@@ -14,12 +14,13 @@ from spcomp.ir.text import print_program
 from spcomp.tuning import checking
 from spcomp.tuning import sample as samples
 from spcomp.tuning.setting import Setting
-from spcomp.tuning.worker import TRIAL, Died, Worker
+from spcomp.tuning.worker import TRIAL, Died, NotStarted, Worker
 
 BY_MODEL = "ranked by the cost model, not timed"
 RANDOM = "the sample is random: what it keeps of attention says nothing of a model"
 GRAPHED = "times are of CUDA graphs: the device's work, without that of the host"
 NOT_GRAPHED = "could not be captured in a CUDA graph; its time includes the host's"
+NO_PROCESS = "the measuring process could not be got ready"
 MEASURED = "torch's scaled_dot_product_attention, measured"
 
 
@@ -43,6 +44,7 @@ class Trials:
         self._recorder = recorder
         self._module, self._try_timeout_s = module, try_timeout_s
         self._worker: Worker | None = None
+        self._refused: NotStarted | None = None  # it would be refused to every candidate
         self.tried = 0
 
     def __enter__(self) -> Trials:
@@ -67,6 +69,9 @@ class Trials:
             return Row(candidate, "ok", "emitted", predicted_ms=predicted_ms)
         try:
             answer = self._asked(candidate)
+        except NotStarted as problem:
+            reason = f"{NO_PROCESS}: {problem}"
+            return Row(candidate, "skipped", "emitted", reason, predicted_ms)
         except Died as death:
             status: Status = "timeout" if death.is_timeout else "failed"
             return Row(candidate, status, "emitted", str(death), predicted_ms=predicted_ms)
@@ -76,14 +81,20 @@ class Trials:
         return Row(candidate, predicted_ms=predicted_ms, **answer)
 
     def _asked(self, candidate: Candidate) -> dict[str, Any]:
+        if self._refused is not None:
+            raise self._refused
         if self._worker is None:
-            self._worker = self._made()
+            try:
+                self._worker = self._made()
+            except NotStarted as problem:
+                self._refused = problem
+                raise
         return self._worker.attempt(_request(candidate))
 
     def _made(self) -> Worker:
         """Start the measuring process; what it says of the call goes into the record.
 
-        Raises: Died.
+        Raises: NotStarted.
         """
         setting, pattern = self._setting, self._pattern
         load = {

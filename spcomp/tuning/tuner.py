@@ -233,11 +233,15 @@ class _News:
     ) -> None:
         self._held = {row.candidate: row for row in recorder.tuning().rows}
         self._recorder, self._title, self._progress = recorder, title, progress
+        self._passed: set[Row] = set()
         self.recorded = 0
 
     def __call__(self, row: Row, done: int, total: int) -> None:
         if self._held.get(row.candidate) != row:
             self._recorder.row(row)
+            self._held[row.candidate] = row
             self.recorded += 1
-        if self._progress is not None:
+        # The search tells a row again when it was interrupted; who raised to stop it knows the row.
+        if self._progress is not None and row not in self._passed:
+            self._passed.add(row)
             self._progress(self._title, row, done, total)

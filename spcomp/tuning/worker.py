@@ -46,6 +46,10 @@ class Died(Exception):
         self.is_timeout = is_timeout
 
 
+class NotStarted(Died):
+    """The process could not be got ready, which says nothing of the candidate it was for."""
+
+
 class Worker:
     """A process that measures candidates, with a folder of its own for everything it writes.
 
@@ -80,7 +84,7 @@ class Worker:
     def start(self) -> dict[str, Any]:
         """Start the process and get it ready; gives its answer to the load.
 
-        Raises: Died, also where the load failed.
+        Raises: NotStarted.
         """
         self._end()
         self.starts += 1
@@ -98,17 +102,23 @@ class Worker:
         threading.Thread(
             target=_read, args=(self._process.stdout, self._answers), daemon=True
         ).start()
-        answer = self._ask({"op": "load", "folder": str(self.folder), **self._load}, START_S)
+        try:
+            answer = self._ask({"op": "load", "folder": str(self.folder), **self._load}, START_S)
+        except Died as death:
+            raise NotStarted(str(death)) from None
         problem = answer.get("reason", "")
+        if not problem and self._process is None:
+            broke = "the device broke while the sample was got ready"
+            problem = "; ".join([broke, *answer["notes"]])
         if problem:
             self._end()
-            raise Died(problem)
+            raise NotStarted(problem)
         return answer
 
     def attempt(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Have one candidate checked and timed, in a new process where there is none.
 
-        Raises: Died, when the process did not live to answer.
+        Raises: Died, when the process did not live to answer; NotStarted.
         """
         if self._process is None:
             self.start()

@@ -12,6 +12,7 @@ import jinja2.meta
 import pytest
 
 from spcomp.autotune.report import json_text, pages, plots, record, tables
+from spcomp.autotune.report.json_form import ReportUnreadable
 from spcomp.codegen.render import environment
 
 NO_BREAK = "\u00a0"
@@ -171,11 +172,14 @@ def test_a_card_with_a_predicted_time_may_not_claim_timed() -> None:
             lambda d: d["rows"][2].update(speed=3),
             "report.rows[2].speed is not a field of this version",
         ),
-        (lambda d: d["dense"].update(flops="many"), "report.dense.flops is str, not int"),
-        (lambda d: d["subject"].update(layers=3), "report.subject.layers is int, not a list"),
+        (
+            lambda d: d["dense"].update(flops="many"),
+            "report.dense.flops is a text, not a whole number",
+        ),
+        (lambda d: d["subject"].update(layers=3), "report.subject.layers is a number, not a list"),
         (
             lambda d: d["rows"][0].update(mass=None),
-            "report.rows[0].mass is NoneType, not an object",
+            "report.rows[0].mass is null, not an object",
         ),
         (
             lambda d: d["rows"][0].update(rung="best"),
@@ -186,17 +190,22 @@ def test_a_card_with_a_predicted_time_may_not_claim_timed() -> None:
 def test_another_form_of_json_is_refused_with_its_place(edit: object, problem: str) -> None:
     document = json.loads(json_text.to_json(sample()))
     edit(document)  # type: ignore[operator]
-    with pytest.raises(json_text.ReportUnreadable) as refused:
+    with pytest.raises(ReportUnreadable) as refused:
         json_text.from_json(json.dumps(document))
     assert str(refused.value) == (
         f"ReportUnreadable: the report cannot be read: {problem}.\n"
-        "  help: this version writes and reads schema 1; make the report anew with `make demo`."
+        "  help: this version reads schema 1; make the report anew with `make demo`."
     )
 
 
-def test_cut_json_is_refused() -> None:
-    with pytest.raises(json_text.ReportUnreadable, match="the text is no JSON"):
-        json_text.from_json(json_text.to_json(sample())[:100])
+@pytest.mark.parametrize(
+    "text",
+    [json_text.to_json(sample())[:100], '{"kind": NaN}', "[" * 100_000, ""],
+    ids=["cut", "NaN", "deep", "empty"],
+)
+def test_what_is_no_json_is_refused(text: str) -> None:
+    with pytest.raises(ReportUnreadable, match="the text is no JSON"):
+        json_text.from_json(text)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +242,12 @@ def test_the_page_asks_for_nothing_but_itself() -> None:
     assert not re.search(r"""(src|href|action|poster)\s*=\s*["'](?!data:)""", text)
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|https?:", text)
     assert "default-src 'none'" in text
+
+
+def test_no_button_of_a_plot_sends_it_anywhere() -> None:
+    """plotly 7 has one that uploads a plot, shown unless it is switched off."""
+    assert "showSendToCloud: false," in page()
+    assert 'plotlyServerURL: "",' in page()
 
 
 def test_every_row_shows_its_rung_and_whether_its_time_was_measured() -> None:

@@ -14,8 +14,7 @@ from spcomp.dsl.tensors import canonical_lists
 from spcomp.errors import SpcompError
 from spcomp.ir import cost
 from spcomp.ir.passes import cut
-from spcomp.ir.passes.place_buffers import slab_rows
-from spcomp.ir.plan import Axes, Phase, Plan, Slabs
+from spcomp.ir.plan import Axes, Phase, Plan
 from spcomp.ir.schedule import Schedule
 from spcomp.ir.target import Target
 
@@ -97,11 +96,7 @@ class Judge:
         return self._of_plan[plan]
 
     def _times(self, plan: Plan) -> tuple[tuple[str, float], ...]:
-        rows = slab_rows(plan, self._env, self._spec.element_bytes)
-        slabs = -(-self._env["Sq"] // rows)
-        runs: list[int] = []
-        for step in plan.steps:
-            runs += [slabs] * len(step.launches) if isinstance(step, Slabs) else [1]
+        runs = cost.runs_of(plan, self._env, self._spec.element_bytes)
         times: dict[str, float] = {}
         for one, count in zip(cost.costs_of(plan), runs, strict=True):
             figures = cost.evaluate(one, self._env)

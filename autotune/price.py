@@ -9,8 +9,10 @@ from spcomp.autotune.report.record import Dense, PricedShape, Timing
 from spcomp.autotune.survey import Price
 from spcomp.backends import registry
 from spcomp.backends.base import Source, Specialisation
+from spcomp.codegen.header import without_header
 from spcomp.dsl.pattern import Pattern
 from spcomp.ir import cost
+from spcomp.ir.plan import Plan
 from spcomp.ir.target import Target
 
 
@@ -29,13 +31,14 @@ def source_for(pattern: Pattern, shape: PricedShape, target_name: str) -> Source
 def predicted(source: Source, shape: PricedShape) -> Price:
     """Evaluate the cost model of a plan for one shape; the time is labelled predicted."""
     lengths = _lengths(shape, source.spec)
-    launches = [cost.evaluate(one, lengths) for one in cost.costs_of(source.plan)]
-    # Launches run one after the other, so each has a roofline of its own.
-    time_ms = sum(cost.roofline_ms(one, source.target, source.spec.dtype) for one in launches)
-    figures = cost.total(launches)
-    dense = _dense_figures(shape)
-    dense_ms = cost.roofline_ms(dense, source.target, source.spec.dtype)
-    timing = Timing("predicted", time_ms, None, dense_ms, roofline_name(source.target))
+    figures = cost.total(cost.evaluate(one, lengths) for one in cost.costs_of(source.plan))
+    timing = Timing(
+        "predicted",
+        predicted_ms(source.plan, lengths, source.spec, source.target),
+        None,
+        dense_ms(lengths, source.spec, source.target),
+        roofline_name(source.target),
+    )
     return Price(figures.flops, figures.floor_bytes, timing)
 
 
@@ -52,11 +55,15 @@ def dense_ms(shape: Mapping[str, int], spec: Specialisation, target: Target) -> 
 
 
 def predicted_ms(
-    costs: Iterable[cost.Cost], shape: Mapping[str, int], spec: Specialisation, target: Target
+    plan: Plan, shape: Mapping[str, int], spec: Specialisation, target: Target
 ) -> float:
-    """Predict launches that run one after the other; each has a roofline of its own."""
+    """Predict a plan: launches run one after the other, so each has a roofline of its own."""
     env = {**shape, "E": spec.element_bytes}
-    return sum(cost.roofline_ms(cost.evaluate(one, env), target, spec.dtype) for one in costs)
+    runs = cost.runs_of(plan, env, spec.element_bytes)
+    return sum(
+        cost.roofline_ms(cost.evaluate(one, env), target, spec.dtype, count)
+        for one, count in zip(cost.costs_of(plan), runs, strict=True)
+    )
 
 
 def floors_ms(
@@ -76,7 +83,7 @@ def roofline_name(target: Target) -> str:
 
 def same_kernels(source: Source) -> tuple[str, ...]:
     """Give the kernels' texts without their headers: equal for plans that run the same code."""
-    return tuple(_without_header(file.text) for file in source.files)
+    return tuple(without_header(file.text) for file in source.files)
 
 
 def _dense_figures(shape: PricedShape) -> cost.Figures:
@@ -95,9 +102,3 @@ def _lengths(shape: PricedShape, spec: Specialisation) -> dict[str, int]:
         "Dv": spec.value_dim,
         "E": spec.element_bytes,
     }
-
-
-def _without_header(text: str) -> str:
-    lines = text.splitlines()
-    first = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return "\n".join(lines[first:])

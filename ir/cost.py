@@ -40,8 +40,8 @@ from spcomp.ir.launches import (
     TilesLaunch,
     TopKLaunch,
 )
-from spcomp.ir.passes.place_buffers import E, bytes_of
-from spcomp.ir.plan import Launch, Plan
+from spcomp.ir.passes.place_buffers import E, bytes_of, slab_rows
+from spcomp.ir.plan import Launch, Plan, Slabs
 from spcomp.ir.plan_rules import base
 from spcomp.ir.target import Target
 from spcomp.ir.widths import Reach, reach_of
@@ -96,6 +96,16 @@ def total(figures: Iterable[Figures], name: str = "total") -> Figures:
     held = tuple(figures)
     sums = {f: sum(getattr(x, f) for x in held) for f in (*FIGURES, "pairs")}
     return Figures(name, **sums)
+
+
+def runs_of(plan: Plan, env: Env, element_bytes: int) -> tuple[int, ...]:
+    """Give how often a call runs each launch: once, or once a slab; env: B, Hq, Hkv, Sq, Skv, D,
+    Dv."""
+    slabs = -(-env["Sq"] // slab_rows(plan, env, element_bytes))
+    counts: list[int] = []
+    for step in plan.steps:
+        counts += [slabs] * len(step.launches) if isinstance(step, Slabs) else [1]
+    return tuple(counts)
 
 
 def roofline_ms(figures: Figures, target: Target, dtype: str, launches: int = 1) -> float:

@@ -30,7 +30,6 @@ from spcomp.ir.target import Target
 from spcomp.ir.text import print_program
 from spcomp.settings import current
 
-DECODE_ROWS = compiler.DECODE_ROWS
 MOST_ADMITTED = 256  # calls of different shapes that need no check any more
 MOST_BUILT = 64  # plans of one pattern: phases, dtypes, devices, scales, widths of lists
 _NOTHING_KEPT: Mapping[str, Tensor] = {}
@@ -371,8 +370,8 @@ class Attention:
 
 
 def phase_of(q: Tensor) -> Phase:
-    """Tell decode (at most DECODE_ROWS query rows) from prefill."""
-    return "decode" if q.shape[2] <= DECODE_ROWS else "prefill"
+    """Tell decode (at most `compiler.DECODE_ROWS` query rows) from prefill."""
+    return compiler.phase_for(q.shape[2])
 
 
 def explanation(built: Built, env: Mapping[str, int]) -> str:

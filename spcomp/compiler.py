@@ -21,6 +21,11 @@ DECODE_ROWS = 16
 """At most this many query rows are the phase decode."""
 
 
+def phase_for(rows: int) -> Phase:
+    """Give the phase of a call with so many query rows."""
+    return "decode" if rows <= DECODE_ROWS else "prefill"
+
+
 def normalise(program: Program) -> Program:
     """Run the passes of the pattern level.
 
@@ -82,7 +87,7 @@ def plan_for(
     chip = registry.target(target)
     backend = registry.backend(chip.backend)
     spec = Specialisation(dtype, shape["D"], shape["Dv"])
-    phase: Phase = "decode" if shape["Sq"] <= DECODE_ROWS else "prefill"
+    phase = phase_for(shape["Sq"])
     schedule = Schedule("query_major", backend.axes(chip, spec)).changed(axes)
     plan = lower(
         pattern,

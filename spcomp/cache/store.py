@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from spcomp.cache import entry as form
 from spcomp.cache.entry import Damaged, Entry, Key
 from spcomp.errors import CacheNotWritable
-from spcomp.settings import CachePlace, cache_place
+from spcomp.settings import cache_place
 
 LOCK_TIMEOUT_S = 600.0
 """How long a process waits for another that builds the same key, before it builds by itself."""
@@ -269,7 +269,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def default_store(place: CachePlace | None = None) -> Store:
+def default_store() -> Store:
     """Give the store of the settings' folder; making one costs nothing."""
-    place = place or cache_place()
+    place = cache_place()
     return Store(place.folder, may_write=place.may_write, variable=place.variable)

@@ -118,7 +118,7 @@ def _predicted(
     plan, spec, chip = compiler.plan_for(pattern, shape, dtype, order, changes, target)
     costs = cost.costs_of(plan)
     dense_ms = price.dense_ms(shape, spec, chip)
-    ours_ms = price.predicted_ms(costs, shape, spec, chip)
+    ours_ms = price.predicted_ms(plan, shape, spec, chip)
     floors = price.floors_ms(costs, shape, spec, chip)
     beside = price.floors_ms([cost.dense_cost()], shape, spec, chip)
     name, ratio = pattern.program.title(), dense_ms / ours_ms

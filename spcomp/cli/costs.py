@@ -11,7 +11,7 @@ from spcomp.cli.options import Setup
 from spcomp.cli.output import mebibytes, print_table, scaled
 from spcomp.ir import cost, dims
 from spcomp.ir.passes.place_buffers import scratch_bytes, slab_rows
-from spcomp.ir.plan import Plan, Slabs
+from spcomp.ir.plan import Plan
 
 FORMULAS = (*cost.FIGURES, "width", "pairs")
 LETTERS = {"width": "W", "pairs": "P"}
@@ -33,7 +33,7 @@ def cost_rows(plan: Plan, setup: Setup, shape: Mapping[str, int] | None) -> dict
     if shape is None:
         return rows
     env = environment(setup, shape)
-    counts = launch_counts(plan, setup, shape)
+    counts = cost.runs_of(plan, shape, setup.spec.element_bytes)
     figures = [cost.evaluate(c, env) for c in costs]
     for row, one, count in zip(rows["launches"], figures, counts, strict=True):
         row["values"] = values(one)
@@ -78,15 +78,6 @@ def memory(plan: Plan, setup: Setup, shape: Mapping[str, int]) -> dict[str, int]
         "slabs": -(-shape["Sq"] // rows),
         "slab_scratch_bytes": dims.evaluate(scratch_bytes(plan), here),
     }
-
-
-def launch_counts(plan: Plan, setup: Setup, shape: Mapping[str, int]) -> list[int]:
-    """Give how often each launch runs: once, or once a slab."""
-    slabs = memory(plan, setup, shape)["slabs"]
-    counts: list[int] = []
-    for step in plan.steps:
-        counts += [slabs] * len(step.launches) if isinstance(step, Slabs) else [1]
-    return counts
 
 
 def print_costs(plan: Plan, setup: Setup, shape: Mapping[str, int] | None) -> None:

@@ -24,8 +24,6 @@ from spcomp.cli.patterns import load_pattern
 from spcomp.ir import dims
 from spcomp.ir.plan import Plan
 
-DECODE_ROWS = 16  # a call with at most this many query rows runs the plan of decode
-
 
 @click.command(short_help="Say what a call of a shape runs, and why.")
 @pattern_argument
@@ -52,14 +50,14 @@ def explain(
     del head_dim, value_dim
     made = load_pattern(pattern, values_of(settings))
     setup = setup_for(target, dtype, shape["D"], shape["Dv"])
-    decode = shape["Sq"] <= DECODE_ROWS
+    phase = compiler.phase_for(shape["Sq"])
     plan = compiler.lower(
         made,
         backend=setup.backend,
         target=setup.target,
         spec=setup.spec,
-        phase="decode" if decode else "prefill",
-        order=None if decode else order,
+        phase=phase,
+        order=order if phase == "prefill" else None,
         schedule=schedule_of(setup, axes),
     )
     rows = {

@@ -20,3 +20,11 @@ def header(pattern: str, digest: str, schedule: str, command: str) -> tuple[str,
 def digest_of(text: str) -> str:
     """Give the first twelve hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def without_header(text: str) -> str:
+    """Give a generated file without the comment lines at its head, which name versions and
+    commands: files equal but for them run the same code."""
+    lines = text.splitlines(keepends=True)
+    begin = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "".join(lines[begin:])

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from spcomp.api import DECODE_ROWS, Attention
+from spcomp.api import Attention
 from spcomp.autotune.fidelity import Measurement, agreement
 from spcomp.autotune.record import Kept
+from spcomp.compiler import DECODE_ROWS
 from spcomp.dsl.pattern import Pattern
 from spcomp.errors import SpcompError
 from spcomp.ir.nodes import Attend

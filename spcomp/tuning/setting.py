@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from spcomp import api, arguments
+from spcomp import arguments, compiler
 from spcomp.autotune.record import TunedCall
 from spcomp.autotune.survey import installed
 from spcomp.backends import registry
@@ -56,7 +56,7 @@ class Setting:
     @property
     def phase(self) -> Phase:
         """The phase that a call of this shape runs."""
-        return "decode" if self.shape["Sq"] <= api.DECODE_ROWS else "prefill"
+        return compiler.phase_for(self.shape["Sq"])
 
     @property
     def runs(self) -> bool:

@@ -16,6 +16,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from spcomp.codegen.header import without_header
+
 _IMPORTING = threading.Lock()
 
 
@@ -59,13 +61,6 @@ def read(kernel: str, text: str) -> Generated:
             names = tuple(argument.arg for argument in node.args.args)
             return Generated(kernel, text, names, frozenset(_unspecialised(node)))
     raise AssertionError(f"the template of {kernel} has no {kernel}_kernel")
-
-
-def without_header(text: str) -> str:
-    """Give a generated file without the comment lines at its head."""
-    lines = text.splitlines(keepends=True)
-    begin = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return "".join(lines[begin:])
 
 
 def _unspecialised(entry: ast.FunctionDef) -> list[str]:

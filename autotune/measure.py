@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from spcomp.errors import SpcompError
@@ -96,7 +96,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
     """Give torch's dense causal attention of the same call, aligned bottom-right, on the fastest
     kernel it has; q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv]."""
     rows, keys = q.shape[2], k.shape[2]
-    mask = None if rows in (1, keys) else causal_lower_right(rows, keys)
+    mask = None if rows in (1, keys) else _lower_right(rows, keys)
 
     def run() -> Tensor:
         with sdpa_kernel(list(DENSE_KERNELS), set_priority=True):
@@ -105,3 +105,10 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
             )
 
     return run
+
+
+def _lower_right(rows: int, keys: int) -> Any:
+    # Imported where it is needed: it brings torch's compiler with it, seconds of a fresh process.
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right(rows, keys)

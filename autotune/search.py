@@ -16,7 +16,7 @@ from spcomp.autotune.judging import Judged, first_line
 from spcomp.autotune.record import FINAL, RIGHT, Candidate, Row, Status, settled, winner
 from spcomp.autotune.space import KernelSpace, OrderSpace, Space
 from spcomp.errors import SpcompError
-from spcomp.ir.plan import Axes, LoopOrder, Plan
+from spcomp.ir.plan import LoopOrder, Plan
 
 Trial: TypeAlias = Callable[[Candidate], Row]
 """Checks and times one candidate. What it raises, KeyboardInterrupt apart, becomes a row."""
@@ -164,7 +164,7 @@ class _Search:
         """Search one kernel after the other, and keep in `bases` the best found so far."""
         for kernel in kernels:
             base = bases[order]
-            tried = [base.with_kernel(kernel.kernel, a) for a in self._turns(base, kernel)]
+            tried = turns(self.space, base, kernel, self.seed)
             yield from tried
             found = winner(self._row(candidate) for candidate in (base, *tried))
             bases[order] = base if found is None else found.candidate
@@ -174,26 +174,18 @@ class _Search:
         be the one that fails."""
         base = order.default
         refusal = self._judged(base).reason
-        turns = [(kernel.kernel, iter(self._turns(base, kernel))) for kernel in order.kernels]
-        while turns:
-            for kernel, axes in tuple(turns):
-                chosen = next(axes, None)
-                if chosen is None:
-                    turns.remove((kernel, axes))
+        queues = [iter(turns(self.space, base, kernel, self.seed)) for kernel in order.kernels]
+        while queues:
+            for queue in tuple(queues):
+                candidate = next(queue, None)
+                if candidate is None:
+                    queues.remove(queue)
                     continue
-                candidate = base.with_kernel(kernel, chosen)
                 if refusal and self._judged(candidate).reason == refusal:
                     continue  # the refused kernel is still as it was
                 yield candidate
                 if self._is_right(candidate):
                     return
-
-    def _turns(self, base: Candidate, kernel: KernelSpace) -> list[Axes]:
-        """Give the axes of a kernel, the best prediction first and equal ones shuffled."""
-        axes = list(kernel.choices)
-        random.Random(f"{self.seed} {base.order} {kernel.kernel}").shuffle(axes)
-        predicted = {a: self._judged(base.with_kernel(kernel.kernel, a)).predicted_ms for a in axes}
-        return sorted(axes, key=lambda a: float(f"{predicted[a]:.6g}"))
 
     def _best_of(self, order: OrderSpace) -> Candidate:
         found = winner(r for r in self.rows.values() if r.candidate.order == order.order)
@@ -262,6 +254,26 @@ class _Search:
             if self.tell is not None:
                 self.tell(self.untold[0], done, max(done, self.most))
             del self.untold[0]
+
+
+def turns(space: Space, base: Candidate, kernel: KernelSpace, seed: int) -> list[Candidate]:
+    """Give what changes one kernel of a base, the best prediction first and equal ones shuffled."""
+    axes = list(kernel.choices)
+    random.Random(f"{seed} {base.order} {kernel.kernel}").shuffle(axes)
+    tried = [base.with_kernel(kernel.kernel, a) for a in axes]
+    return sorted(tried, key=lambda one: float(f"{space.judge(one).predicted_ms:.6g}"))
+
+
+def expected(space: Space, seed: int) -> list[Candidate]:
+    """Give the candidates in the order of a search in which no default is ever beaten."""
+    found: list[Candidate] = []
+    for is_large in (True, False):
+        for order in space.orders:
+            found += [order.default] if is_large else []
+            for kernel in order.kernels:
+                if (kernel.share >= SMALL_SHARE) == is_large:
+                    found += turns(space, order.default, kernel, seed)
+    return [candidate for candidate in found if not space.judge(candidate).reason]
 
 
 def _untried(candidate: Candidate, status: Status, judged: Judged, reason: str) -> Row:

@@ -5,25 +5,24 @@ timed. What comes out is in the cache of the measuring process when it asks."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
 
-from spcomp import api, arguments, compiler
+from spcomp import api, arguments, compiler, processors
 from spcomp.backends import registry
 from spcomp.dsl.pattern import Pattern
 from spcomp.errors import SpcompError
 from spcomp.ir.schedule import Schedule
 
-MOST_AT_ONCE = 8
+MOST_AT_ONCE = 16
 LEFT_FREE = 2  # processors for the process that measures and for its parent
 
 
 class Ahead:
-    """Candidates being compiled, each in a process of the backend's own.
+    """Candidates being compiled, by the backend's own processes.
 
     On a device whose kernels need no compiling, and where there is no processor to spare, nothing
     is done ahead and every candidate is compiled when it is tried."""
@@ -35,7 +34,7 @@ class Ahead:
         self._target = self._backend.target_of(device)
         self._spec = arguments.specialisation(q, v)
         self._phase = api.phase_of(q)
-        self._workers = min(MOST_AT_ONCE, _processors() - LEFT_FREE)
+        self._workers = min(MOST_AT_ONCE, processors.usable() - LEFT_FREE)
         if not device.startswith("cuda"):
             self._workers = 0
         self._pool: ThreadPoolExecutor | None = None
@@ -75,13 +74,6 @@ class Ahead:
         )
         source = compiler.emit(plan, self._backend, self._target, self._spec)
         return sum(kernel.spill_bytes for kernel in self._backend.compile(source))
-
-
-def _processors() -> int:
-    """Count those this process may use, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _name(candidate: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ where two units score alike, another order of additions may choose the other one
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -25,11 +26,15 @@ TIED_ROWS = 0.005
 LOOSE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """What two schedules may differ by where there is no reference to take a tolerance from."""
 
-MOST_ROWS = 1025
+CHECKED_ROWS = 1025
 """Query rows that are compared with the reference; odd, so that tiles have tails."""
 
-MOST_PAIRS = {"cuda": 1 << 28, "cpu": 1 << 22}
-"""(query, key) pairs over batch and query heads that a check or a measure of fidelity looks at."""
+CHECKED_PAIRS = {"cuda": 1 << 28, "cpu": 1 << 22}
+"""(query, key) pairs over batch and query heads that a check looks at."""
+
+KEPT_PAIRS = {"cuda": 1 << 31, "cpu": 1 << 22}
+"""Pairs that a measure of fidelity looks at. On a card a second or two of work and 8191 tokens of
+32 heads, which is longer than what the patterns of this field keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +60,14 @@ class Standard:
     allowed: float
 
 
-def part_of(q: Tensor, k: Tensor, v: Tensor, most_rows: int | None = None) -> Part:
-    """Cut a sample so that it has no more pairs than MOST_PAIRS and stays in its phase.
+def part_of(
+    q: Tensor, k: Tensor, v: Tensor, pairs: Mapping[str, int], most_rows: int | None = None
+) -> Part:
+    """Cut a sample so that it has no more pairs than `pairs` has for its device; its phase stays.
 
     Prefill keeps 17 rows or more; rows before the first key, which see nothing, go first.
     """
-    most = MOST_PAIRS[q.device.type] // (q.shape[0] * q.shape[1])
+    most = pairs[q.device.type] // (q.shape[0] * q.shape[1])
     blind = max(0, q.shape[2] - k.shape[2])
     q = q[:, :, blind:]
     rows, ahead = q.shape[2], k.shape[2] - q.shape[2]
@@ -103,7 +110,7 @@ def kept_of(
 ) -> tuple[dict[str, float] | None, str]:
     """Measure how much of dense attention a pattern keeps, on as much of the sample as a check may
     look at. Returns the fields of `Kept`, or None and why there are none."""
-    part, measurement = part_of(q, k, v), Measurement()
+    part, measurement = part_of(q, k, v, KEPT_PAIRS), Measurement()
     try:
         with torch.no_grad():
             out = reference(part.q, part.k, part.v)

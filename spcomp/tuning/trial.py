@@ -74,13 +74,13 @@ class CardBench:
         self.pattern = Pattern(parse_program(request["pattern"]), tables)
         self.backend: str = request["backend"]
         self.is_timed = self.q.is_cuda
+        self.ahead = Ahead(self.pattern, self.backend, self.device, self.q, self.v)
+        self.ahead.begin(request["ahead"])
         self.standard: checking.Standard | None = None
         self.default = self._baseline(request["baseline"])
         notes: list[str] = []
         kept = self._reference(notes)
         dense_ms = self._dense(notes) if self.is_timed else None
-        self.ahead = Ahead(self.pattern, self.backend, self.device, self.q, self.v)
-        self.ahead.begin(request["ahead"])
         return {"notes": notes, "kept": kept, "dense_ms": dense_ms}
 
     def attempt(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +135,9 @@ class CardBench:
         """Get what candidates are compared with, and measure what the pattern keeps."""
         reference = api.compile(self.pattern, backend="reference")
         try:
-            part = checking.part_of(self.q, self.k, self.v, checking.MOST_ROWS)
+            part = checking.part_of(
+                self.q, self.k, self.v, checking.CHECKED_PAIRS, checking.CHECKED_ROWS
+            )
             with torch.no_grad():
                 self.standard = checking.standard(reference, part)
         except (SpcompError, RuntimeError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 from spcomp import api
 from spcomp.autotune import price, record_text, space
 from spcomp.autotune.record import Candidate, Kept, Row, Status
+from spcomp.autotune.search import expected
 from spcomp.dsl.pattern import Pattern
 from spcomp.ir.text import print_program
 from spcomp.tuning import checking
@@ -104,7 +105,7 @@ class Trials:
             "shape": dict(setting.shape),
             "dtype": setting.spec.dtype,
             "seed": setting.seed,
-            "ahead": [_request(c) for c in self._space.candidates()],
+            "ahead": [_request(c) for c in expected(self._space, setting.seed)],
         }
         worker = Worker(load, module=self._module, try_timeout_s=self._try_timeout_s)
         try:

@@ -185,6 +185,7 @@ class Worker:
             "SPCOMP_CACHE_DIR": str(self.folder / "kernels"),
             "SPCOMP_CACHE_READ_ONLY": "0",
             "TRITON_CACHE_DIR": str(self.folder / "triton"),
+            "TMPDIR": str(self.folder),
         }
 
     def _end(self) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from spcomp import processors
 from spcomp.backends import registry
 from spcomp.backends.triton import TritonBackend
 from spcomp.patterns import streaming_llm
-from spcomp.tuning import ahead
 from spcomp.tuning.ahead import Ahead
 from tests.tuning.fates import tensors
 
@@ -24,7 +24,7 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ahead:
     """Give what compiles for a card, as if one were here and eight processors free."""
     monkeypatch.setenv("SPCOMP_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(TritonBackend, "target_of", lambda self, device: registry.target("sm90"))
-    monkeypatch.setattr(ahead, "_processors", lambda: 10)
+    monkeypatch.setattr(processors, "usable", lambda: 10)
     q, _, v = tensors()
     return Ahead(streaming_llm(), "triton", "cuda:0", q, v)
 

@@ -20,19 +20,19 @@ from tests.tuning.fates import tensors
     heads=st.sampled_from([1, 4, 64]),
     rows=st.integers(1, 40000),
     keys=st.integers(1, 40000),
-    most_rows=st.none() | st.just(checking.MOST_ROWS),
+    most_rows=st.none() | st.just(checking.CHECKED_ROWS),
 )
 def test_a_part_stays_in_its_phase_and_within_its_pairs(
     heads: int, rows: int, keys: int, most_rows: int | None
 ) -> None:
     q, k = torch.empty(1, heads, rows, 1), torch.empty(1, 1, keys, 1)
-    part = checking.part_of(q, k, k, most_rows)
+    part = checking.part_of(q, k, k, checking.CHECKED_PAIRS, most_rows)
     got, seen = part.q.shape[2], rows - max(0, rows - keys)
     assert (got <= 16) == (seen <= 16)
     assert part.k.shape[2] - got == keys - seen  # bottom-right stays where it was
     assert part.tokens == part.k.shape[2] == part.v.shape[2] >= 1
     if got > 17:
-        assert heads * got * part.tokens <= checking.MOST_PAIRS["cpu"]
+        assert heads * got * part.tokens <= checking.CHECKED_PAIRS["cpu"]
         assert got <= (most_rows or rows)
     if got < seen:
         assert got % 2 == 1
@@ -40,7 +40,7 @@ def test_a_part_stays_in_its_phase_and_within_its_pairs(
 
 def test_a_part_is_a_view_of_the_sample() -> None:
     q, k, v = tensors(2000, 3000)
-    part = checking.part_of(q, k, v, 1025)
+    part = checking.part_of(q, k, v, checking.CHECKED_PAIRS, 1025)
     assert (part.q.shape[2], part.tokens) == (1025, 2025)
     assert part.q.data_ptr() == q.data_ptr()
 
@@ -66,7 +66,7 @@ def test_one_value_that_is_not_finite_is_no_tie(value: float) -> None:
 def test_the_tolerance_takes_the_reference_and_no_shifted_output(dtype: torch.dtype) -> None:
     attention = sp.compile(block_topk(block=64), backend="reference")
     q, k, v = tensors(dtype=dtype)
-    standard = checking.standard(attention, checking.part_of(q, k, v))
+    standard = checking.standard(attention, checking.part_of(q, k, v, checking.CHECKED_PAIRS))
     assert checking.error_between(attention(q, k, v), standard.out) == 0.0
     assert 0 < standard.allowed < 0.05
     assert checking.error_between(standard.out.roll(1, 2), standard.out) > standard.allowed

@@ -93,7 +93,7 @@ def test_a_wrong_result_is_caught_by_the_reference(
 def test_what_is_wrong_only_beyond_the_part_is_caught_by_the_default_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "MOST_ROWS", 33)
+    monkeypatch.setattr(checking, "CHECKED_ROWS", 33)
     bench, _ = loaded(tmp_path, block_topk(block=64), tensors())
     assert bench.attempt(DEFAULT)["status"] == "ok"
     broken(monkeypatch, lambda out: out[:, :, 100:].add_(0.1), rows=lambda n: n == 130)
@@ -105,7 +105,7 @@ def test_what_is_wrong_only_beyond_the_part_is_caught_by_the_default_schedule(
 def test_a_later_process_compares_with_what_an_earlier_one_found_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "MOST_ROWS", 33)
+    monkeypatch.setattr(checking, "CHECKED_ROWS", 33)
     bench, _ = loaded(tmp_path, block_topk(block=64), tensors(), baseline=DEFAULT)
     broken(monkeypatch, lambda out: out[:, :, 100:].add_(0.1), rows=lambda n: n == 130)
     assert bench.attempt(SMALL)["status"] == "wrong"
@@ -115,7 +115,7 @@ def test_without_a_reference_the_default_schedule_is_the_measure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mask of fixed lengths cannot be cut, and here the reference would be too large."""
-    monkeypatch.setattr(checking, "MOST_ROWS", 33)
+    monkeypatch.setattr(checking, "CHECKED_ROWS", 33)
 
     @sp.pattern
     def given(q, k, v):  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from spcomp.backends.triton.generated import Generated
 from spcomp.backends.triton.layouts import ALIGNMENT, Binding
-from spcomp.ir.plan import Plan
+from spcomp.ir.plan import Launch, Plan
 
 TRITON_TYPES = {
     "float64": "fp64",
@@ -123,3 +123,9 @@ def signature_of(generated: Generated, manifest: Manifest, chosen: ArgumentClass
         if name in chosen.aligned or strides.get(name) in chosen.aligned:
             divisible.add(name)
     return Signature(tuple(types), frozenset(divisible))
+
+
+def options_of(launch: Launch) -> tuple[tuple[str, int], ...]:
+    """Give the options of Triton's compiler for a launch."""
+    axes = dict(launch.axes)
+    return (("num_warps", axes["warps"]), ("num_stages", axes["stages"]))

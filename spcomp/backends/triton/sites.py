@@ -14,7 +14,13 @@ from spcomp.backends.triton.bind import bind
 from spcomp.backends.triton.generated import Generated
 from spcomp.backends.triton.launcher import INT32_MAX, Kernel, Shot, kernel_for
 from spcomp.backends.triton.layouts import ALIGNMENT, Call, Layout
-from spcomp.backends.triton.manifest import ArgumentClass, axes_of, manifest_of, specialised
+from spcomp.backends.triton.manifest import (
+    ArgumentClass,
+    axes_of,
+    manifest_of,
+    options_of,
+    specialised,
+)
 from spcomp.ir.plan import Launch, Plan
 
 
@@ -133,12 +139,6 @@ class Site:
             wide = tuple(n for n, p in self.at.items() if arguments[p] > INT32_MAX)
         ones = tuple([name for p, name in self.last if arguments[p] == 1])
         return ArgumentClass(tuple(aligned), wide, ones)
-
-
-def options_of(launch: Launch) -> tuple[tuple[str, int], ...]:
-    """Give the options of Triton's compiler for a launch."""
-    axes = dict(launch.axes)
-    return (("num_warps", axes["warps"]), ("num_stages", axes["stages"]))
 
 
 def torch_dtype(plan: Plan, buffer: str, dtype: str) -> torch.dtype:

@@ -62,19 +62,19 @@ def obtain(form: Form) -> Any:
     made: list[Any] = []
 
     def build() -> Mapping[str, bytes]:
-        made.append(compile_form(form))
+        made.append(compile_form(form, default_store().path_of(form.key)))
         return files_of(form, made[-1])
 
     entry = default_store().load_or_build(form.key, build)
     return made[-1] if made else restored(form, entry)
 
 
-def compile_form(form: Form) -> Any:
-    """Compile a form with Triton; its lines are those of the file in the cache entry."""
+def compile_form(form: Form, folder: Path) -> Any:
+    """Compile a form with Triton; its lines are those of the file in the folder of its entry."""
     import triton
 
     generated, signature = form.generated, form.signature
-    path = default_store().path_of(form.key) / f"{generated.kernel}.py"
+    path = folder / f"{generated.kernel}.py"
     place = {name: (n,) for n, name in enumerate(generated.arg_names)}
     source = triton.compiler.ASTSource(
         fn=generated.function(str(path)),

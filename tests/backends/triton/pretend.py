@@ -27,9 +27,8 @@ from spcomp.backends.base import Specialisation
 from spcomp.backends.triton import TritonBackend, generated, launcher, store
 from spcomp.backends.triton.bind import bind
 from spcomp.backends.triton.generated import Generated
-from spcomp.backends.triton.manifest import best_class, manifest_of, signature_of
+from spcomp.backends.triton.manifest import best_class, manifest_of, options_of, signature_of
 from spcomp.backends.triton.offline import build_offline
-from spcomp.backends.triton.sites import options_of
 from spcomp.backends.triton.store import Form, gpu_target
 from spcomp.backends.triton.targets import TARGETS
 from spcomp.cache import default_store

@@ -67,7 +67,7 @@ def test_nothing_of_a_tuning_stays_but_its_record_and_nothing_changes(tmp_path: 
     states = torch.get_rng_state(), torch.cuda.get_rng_state()
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(side):
-        sp.tune(streaming_llm(recent=200), sample=(q, k, v), budget_s=15)
+        sp.tune(streaming_llm(recent=200), sample=(q, k, v), budget_s=12)
         assert torch.cuda.current_stream() == side
     assert [x._version for x in (q, k, v)] == versions
     assert all(torch.equal(x, copy) for x, copy in zip((q, k, v), copies, strict=True))
@@ -92,7 +92,7 @@ def test_a_record_is_reused_for_the_same_sample_alone() -> None:
 
 def test_a_decode_is_tuned_in_a_graph() -> None:
     q, k, v = tensors((2, 8, 2, 1, 4096), 128, torch.bfloat16)
-    report = sp.tune(quest(page=16, budget=512), sample=(q, k, v), budget_s=25)
+    report = sp.tune(quest(page=16, budget=512), sample=(q, k, v), budget_s=20)
     (tuning,) = report.tunings
     assert tuning.call.phase == "decode"
     assert GRAPHED in tuning.notes
@@ -129,7 +129,7 @@ def test_a_candidate_that_poisons_the_device_costs_its_row_alone(
     monkeypatch.setenv("BAD_TRIAL", str(tmp_path))
     monkeypatch.setattr(worker, "TRIAL", "tests.tuning.poison_trial")
     q, k, v = tensors((1, 2, 1, 512, 512), 64, torch.bfloat16)
-    report = sp.tune(streaming_llm(recent=100), sample=(q, k, v), budget_s=30)
+    report = sp.tune(streaming_llm(recent=100), sample=(q, k, v), budget_s=20)
     failed = [row.reason for row in report.tunings[0].rows if row.status == "failed"]
     assert len(failed) == 1, failed
     assert "CUDA error" in failed[0]

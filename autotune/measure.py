@@ -25,6 +25,9 @@ DENSE_KERNELS = (
 COLD_BYTES = 256 * 1024 * 1024
 """Written before each run: several times the level-2 cache of any card we know."""
 
+MOST_RUNS = 500
+"""Of a short function: emptying the cache before each run takes longer than the run itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -41,14 +44,15 @@ def time_ms(
     """Time a function on the current CUDA device by events around it.
 
     The first ``warm_up`` runs (compilation among them) do not count. As many runs follow as take
-    about ``span_ms``, and ``least_runs`` in any case. What the host spends before the first launch
-    of a run is outside the figure; what it spends between launches is inside.
+    about ``span_ms``, ``least_runs`` in any case and no more than MOST_RUNS or that. What the host
+    spends before the first launch of a run is outside the figure; what it spends between launches
+    is inside.
     """
     for _ in range(warm_up):
         function()
     cold = torch.empty(COLD_BYTES, dtype=torch.int8, device="cuda")
     once = _run(function, cold, 1)[0]
-    runs = max(least_runs, int(span_ms / max(once, 1e-3)))
+    runs = max(least_runs, min(MOST_RUNS, int(span_ms / max(once, 1e-3))))
     found = sorted(_run(function, cold, runs))
     quartiles = statistics.quantiles(found, n=4)
     return Times(statistics.median(found), quartiles[2] - quartiles[0], runs)

@@ -77,8 +77,6 @@ def case(length: int, block: int, share: float) -> dict[str, Any]:
         )
     else:
         check("against the reference on 4 heads", _reference_error(q, k, v, mask, block), 5e-3)
-    inputs, env = {"q": q, "k": k, "v": v, **attention._tables()}, attention._checked(q, k, v)
-    del inputs, env
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         dense = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # noqa: E731
         dense_time = alternate({"dense_cudnn": dense}, rounds=2)

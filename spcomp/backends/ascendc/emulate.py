@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import operator
 import os
 import shutil
 import subprocess
@@ -16,14 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 from spcomp.errors import SpcompError
-from spcomp.settings import cache_place
+from spcomp.settings import cache_dir, cache_place
 
 Kind = Literal["vector", "cube", "mix"]
 
 HEADERS = Path(__file__).parent / "emulator"
+FOLDER = "ascendc-emulator"
 FLAGS = (
     *("-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"),
     *("-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off"),
@@ -185,29 +187,28 @@ def _library(compiler: str, text: str, entry: str) -> Path:
     key = hashlib.sha256()
     for part in (_version(compiler), " ".join(FLAGS), headers_digest(), text):
         key.update(part.encode() + b"\0")
-    place = cache_place()
-    folder = place.folder / "ascendc-emulator"
-    library = folder / f"{key.hexdigest()[:32]}.so"
-    if library.exists():
-        return library
-    if not place.may_write:
-        return _compile(compiler, text, entry, _private_folder() / library.name)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _compile(compiler, text, entry, library)
+    name = f"{key.hexdigest()[:32]}.so"
+    library = cache_dir() / FOLDER / name
+    if not library.exists() and not cache_place().may_write:
+        library = _private_folder() / name
+    if not library.exists():
+        library.parent.mkdir(mode=0o700, exist_ok=True)
+        _compile(compiler, text, entry, library)
+    return library
 
 
-def _compile(compiler: str, text: str, entry: str, library: Path) -> Path:
+def _compile(compiler: str, text: str, entry: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="making-") as making:
         source = Path(making, "kernel.cpp")
         source.write_text(text)
         made = Path(making, "kernel.so")
         command = [compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        plain = {**os.environ, "LC_ALL": "C"}  # messages in English and in ASCII
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
         if done.returncode:
             said = "\n".join(_errors(done.stderr, making))
             raise KernelDoesNotCompile(entry=entry, said=said)
         os.replace(made, library)
-    return library
 
 
 def _errors(said: str, making: str) -> list[str]:
@@ -254,8 +255,8 @@ def _call(entry: str, arguments: Sequence[Argument], launch: Launch) -> tuple[_L
             field.kind, field.whole, seen = 0, seen, seen + 1
         elif isinstance(argument, bytes):
             field.kind, field.whole, field.content = 3, len(argument), argument
-        elif isinstance(argument, int):
-            field.kind, field.whole = 1, argument
+        elif isinstance(argument, SupportsIndex):
+            field.kind, field.whole = 1, _integer(entry, operator.index(argument))
         else:
             field.kind, field.fraction = 2, argument
     call = _Launch(
@@ -264,6 +265,14 @@ def _call(entry: str, arguments: Sequence[Argument], launch: Launch) -> tuple[_L
         *(launch.vector_in_order, launch.keep_reserved_ub, launch.physical_ai_cores),
     )
     return call, (tensors, fields, arguments)
+
+
+def _integer(entry: str, value: int) -> int:
+    if -(2**63) <= value < 2**63:
+        return value
+    raise NotALaunch(
+        entry=entry, problem=f"the integer {value}", way_out="pass integers of at most 64 bits."
+    )
 
 
 def _tensor(entry: str, buffer: Buffer) -> _Tensor:

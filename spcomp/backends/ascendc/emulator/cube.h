@@ -22,7 +22,11 @@ struct MmadParams {
   MmadParams(emulator::Narrow<uint16_t> rows, emulator::Narrow<uint16_t> columns,
              emulator::Narrow<uint16_t> depth, emulator::Narrow<uint8_t> unit_flag,
              bool from_bias_table, bool from_zero)
-      : m(rows), n(columns), k(depth), unitFlag(unit_flag), cmatrixSource(from_bias_table),
+      : m(rows),
+        n(columns),
+        k(depth),
+        unitFlag(unit_flag),
+        cmatrixSource(from_bias_table),
         cmatrixInitVal(from_zero) {}
 
   emulator::Narrow<uint16_t> m = 0;
@@ -41,8 +45,8 @@ constexpr int64_t kSide = 16;  // rows of a fractal, and columns of one in L0C
 template <class C, class A, class B>
 constexpr bool mmad_types() {
   if constexpr (std::is_same_v<C, float>) {
-    return std::is_same_v<A, B> && (std::is_same_v<A, half> || std::is_same_v<A, bfloat16_t> ||
-                                    std::is_same_v<A, float>);
+    return std::is_same_v<A, B> &&
+           (std::is_same_v<A, half> || std::is_same_v<A, bfloat16_t> || std::is_same_v<A, float>);
   }
   return std::is_same_v<C, int32_t> && std::is_same_v<A, int8_t> && std::is_same_v<B, int8_t>;
 }
@@ -81,11 +85,11 @@ int64_t count_written(const LocalTensor<T>& tensor, int64_t first, int64_t count
 
 // `place` maps (block of lines, block of k) to the number of the fractal.
 template <class C, class T, class Place>
-CubeOperand<C> unpack_operand(Instr& instr, const char* operand, const LocalTensor<T>& tensor, int64_t lines,
-                  int64_t depth, Place place) {
+CubeOperand<C> unpack_operand(Instr& instr, const char* operand, const LocalTensor<T>& tensor,
+                              int64_t lines, int64_t depth, Place place) {
   const int64_t width = elements_per_block<T>();
   CubeOperand<C> result{std::vector<C>(static_cast<size_t>(lines * depth)),
-                    std::vector<int64_t>(static_cast<size_t>(lines))};
+                        std::vector<int64_t>(static_cast<size_t>(lines))};
   for (int64_t l = 0; l < lines; l += kSide) {
     for (int64_t d = 0; d < depth; d += width) {
       const int64_t first = place(l / kSide, d / width) * kSide * width;
@@ -136,7 +140,7 @@ void for_each_line(int64_t rows, int64_t columns, Visit visit) {
 // c [m][n] += a [k][m] transposed times b [k][n], each sum in ascending k.
 template <class C>
 void multiply_tiles(const std::vector<C>& a, const std::vector<C>& b, std::vector<C>& c, int64_t m,
-              int64_t n, int64_t k) {
+                    int64_t n, int64_t k) {
   for (int64_t row = 0; row < m; ++row) {
     C* out = c.data() + row * n;
     for (int64_t depth = 0; depth < k; ++depth) {
@@ -170,12 +174,12 @@ void Mmad(const LocalTensor<C>& dst, const LocalTensor<A>& fm, const LocalTensor
   const int64_t depth_blocks = ceil_to(k, width) / width;
   const int64_t column_blocks = ceil_to(n, kSide) / kSide;
 
-  const CubeOperand<C> a = unpack_operand<C>(instr, "fm", fm, m, k, [=](int64_t line, int64_t depth) {
-    return line * depth_blocks + depth;
-  });
-  const CubeOperand<C> b = unpack_operand<C>(instr, "filter", filter, n, k, [=](int64_t line, int64_t depth) {
-    return depth * column_blocks + line;
-  });
+  const CubeOperand<C> a =
+      unpack_operand<C>(instr, "fm", fm, m, k,
+                        [=](int64_t line, int64_t depth) { return line * depth_blocks + depth; });
+  const CubeOperand<C> b =
+      unpack_operand<C>(instr, "filter", filter, n, k,
+                        [=](int64_t line, int64_t depth) { return depth * column_blocks + line; });
   require_written(instr, "fm", "row", a, k);
   require_written(instr, "filter", "column", b, k);
   const auto is_padding = [&](int64_t row, int64_t column) {

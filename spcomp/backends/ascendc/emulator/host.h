@@ -4,7 +4,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "sync.h"
+#include "cross.h"
 
 namespace AscendC {
 namespace emulator {
@@ -20,7 +20,7 @@ struct HostTensor {
 struct HostArgument {
   enum Kind : int64_t { tensor, integer, real, bytes };
   int64_t kind;
-  int64_t whole;       // index of the tensor, the integer, or the length of `content`
+  int64_t whole;  // index of the tensor, the integer, or the length of `content`
   double fraction;
   const void* content;
 };
@@ -49,16 +49,20 @@ struct HostReport {
 template <class T>
 struct ArgumentReader {
   static T read(const Machine&, const HostArgument& argument, int position) {
-    if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) {
+    if constexpr (std::is_floating_point_v<T>) {
       if (argument.kind == HostArgument::real) return static_cast<T>(argument.fraction);
+      if (argument.kind == HostArgument::integer) return static_cast<T>(argument.whole);
+    } else if constexpr (std::is_integral_v<T> || std::is_enum_v<T>) {
       if (argument.kind == HostArgument::integer) {
         const T value = static_cast<T>(argument.whole);
-        if (std::is_floating_point_v<T> || static_cast<int64_t>(value) == argument.whole) return value;
+        const bool below_zero = std::is_unsigned_v<T> && argument.whole < 0;
+        if (!below_zero && static_cast<int64_t>(value) == argument.whole) return value;
         fail("argument %d: %lld does not fit its %d bytes", position,
              static_cast<long long>(argument.whole), static_cast<int>(sizeof(T)));
       }
     } else if constexpr (std::is_trivially_copyable_v<T>) {
-      if (argument.kind == HostArgument::bytes && argument.whole == static_cast<int64_t>(sizeof(T))) {
+      if (argument.kind == HostArgument::bytes &&
+          argument.whole == static_cast<int64_t>(sizeof(T))) {
         T value;
         std::memcpy(&value, argument.content, sizeof(T));
         return value;
@@ -89,13 +93,15 @@ struct Call {
 };
 
 template <class... P, size_t... I>
-void launch_with(Machine& m, void (*kernel)(P...), const HostLaunch& launch, std::index_sequence<I...>) {
+void launch_with(Machine& m, void (*kernel)(P...), const HostLaunch& launch,
+                 std::index_sequence<I...>) {
   if (launch.argument_count != static_cast<int64_t>(sizeof...(P))) {
     fail("the kernel takes %d arguments and was given %lld", static_cast<int>(sizeof...(P)),
          static_cast<long long>(launch.argument_count));
   }
-  Call<P...> call{kernel, {ArgumentReader<std::remove_cv_t<P>>::read(
-                              m, launch.arguments[I], static_cast<int>(I))...}};
+  Call<P...> call{
+      kernel,
+      {ArgumentReader<std::remove_cv_t<P>>::read(m, launch.arguments[I], static_cast<int>(I))...}};
   m.kernel = &Call<P...>::start;
   m.argument = &call;
   run_cores(m);
@@ -124,8 +130,10 @@ int run_on_host(void (*kernel)(P...), const HostLaunch& launch, HostReport& repo
     m.flags_between_cores = m.options.kind == Kind::mix;
     for (int64_t index = 0; index < launch.tensor_count; ++index) {
       const HostTensor& tensor = launch.tensors[index];
-      m.tensors.push_back(std::make_unique<GmTensor>(tensor.name, tensor.bytes, tensor.read_only != 0));
-      if (tensor.bytes > 0) std::memcpy(m.tensors.back()->base, tensor.data, static_cast<size_t>(tensor.bytes));
+      m.tensors.push_back(
+          std::make_unique<GmTensor>(tensor.name, tensor.bytes, tensor.read_only != 0));
+      if (tensor.bytes > 0)
+        std::memcpy(m.tensors.back()->base, tensor.data, static_cast<size_t>(tensor.bytes));
     }
     make_cores(m);
     machine = &m;
@@ -149,7 +157,8 @@ int run_on_host(void (*kernel)(P...), const HostLaunch& launch, HostReport& repo
   for (int64_t index = 0; index < launch.tensor_count; ++index) {
     const HostTensor& tensor = launch.tensors[index];
     if (tensor.read_only || tensor.bytes == 0) continue;
-    std::memcpy(tensor.data, m.tensors[static_cast<size_t>(index)]->base, static_cast<size_t>(tensor.bytes));
+    std::memcpy(tensor.data, m.tensors[static_cast<size_t>(index)]->base,
+                static_cast<size_t>(tensor.bytes));
   }
   return 0;
 }
@@ -158,8 +167,8 @@ int run_on_host(void (*kernel)(P...), const HostLaunch& launch, HostReport& repo
 }  // namespace AscendC
 
 // The one symbol of a compiled kernel library.
-#define SPCOMP_EMULATED_ENTRY(kernel)                                                        \
-  extern "C" __attribute__((visibility("default"))) int spcomp_emulate(                     \
+#define SPCOMP_EMULATED_ENTRY(kernel)                                                           \
+  extern "C" __attribute__((visibility("default"))) int spcomp_emulate(                         \
       const ::AscendC::emulator::HostLaunch* launch, ::AscendC::emulator::HostReport* report) { \
-    return ::AscendC::emulator::run_on_host(&kernel, *launch, *report);                     \
+    return ::AscendC::emulator::run_on_host(&kernel, *launch, *report);                         \
   }

@@ -11,8 +11,10 @@ namespace AscendC {
 
 enum class TPosition { GM, A1, A2, B1, B2, C1, C2, CO1, CO2, VECIN, VECOUT, VECCALC };
 
-template <class T> class LocalTensor;
-template <class T> class GlobalTensor;
+template <class T>
+class LocalTensor;
+template <class T>
+class GlobalTensor;
 
 namespace emulator {
 
@@ -36,8 +38,8 @@ inline GmTensor* tensor_at(const uint8_t* address) {
        static_cast<const void*>(address));
 }
 
-// Use: construct, at(), require(), then every read(), then every write(). Values are computed on the
-// pointers that read() and write() return. Touches of one instruction never conflict.
+// Use: construct, at(), require(), then every read(), then every write(). Values are computed on
+// the pointers that read() and write() return. Touches of one instruction never conflict.
 class Instr {
  public:
   Instr(const char* api, pipe_t pipe) : api_(api), pipe_(pipe), core_(core()) {
@@ -53,7 +55,8 @@ class Instr {
   Instr& operator=(const Instr&) = delete;
   ~Instr() { machine->checks += issued_.checks; }
 
-  // The hardware finishes what it depends on in its own pipe first, as the cube does for large tiles.
+  // The hardware finishes what it depends on in its own pipe first, as the cube does for large
+  // tiles.
   void own_pipe_in_order() { issued_.own_pipe_in_order = true; }
 
   bool atomic_add() const {
@@ -107,7 +110,8 @@ class Instr {
 
   // A window that the hardware leaves undefined.
   template <class T>
-  T* write_undefined(const char* operand, const LocalTensor<T>& tensor, int64_t first, int64_t count) {
+  T* write_undefined(const char* operand, const LocalTensor<T>& tensor, int64_t first,
+                     int64_t count) {
     const Window window = place(operand, tensor, first, count);
     touch(operand, window, true);
     core_.chip(window.store).poison(window.first, window.end);
@@ -140,12 +144,14 @@ class Instr {
   [[noreturn]] void refuse_place(const char* operand, Store found,
                                  std::initializer_list<Store> allowed) const {
     std::string names;
-    for (const Store store : allowed) names += (names.empty() ? "" : " or ") + std::string(store_name(store));
+    for (const Store store : allowed)
+      names += (names.empty() ? "" : " or ") + std::string(store_name(store));
     refuse(text("%s lies in %s and has to lie in %s", operand, store_name(found), names.c_str()));
   }
 
   template <class T>
-  Window place(const char* operand, const LocalTensor<T>& tensor, int64_t first, int64_t count) const {
+  Window place(const char* operand, const LocalTensor<T>& tensor, int64_t first,
+               int64_t count) const {
     require(tensor.made(), "%s is a tensor nobody has allocated", operand);
     if (tensor.buffer() >= 0) {
       const Buffer& buffer = core_.buffers[static_cast<size_t>(tensor.buffer())];
@@ -163,7 +169,8 @@ class Instr {
   void touch(const char* operand, const Window& window, bool writes) {
     if (window.first == window.end) return;
     Conflict conflict;
-    if (core_.chip(window.store).cells.touch(issued_, window.first, window.end, writes, conflict)) return;
+    if (core_.chip(window.store).cells.touch(issued_, window.first, window.end, writes, conflict))
+      return;
     refuse(text("%s %s the 32 bytes of %s at %lld, ", operand, writes ? "writes" : "reads",
                 store_name(window.store), static_cast<long long>(conflict.first_byte)) +
            earlier(conflict));
@@ -205,16 +212,18 @@ class Instr {
               "%s %s line %lld (64 B) of '%s', which %s has written with SetValue and not cleaned: "
               "DataCacheCleanAndInvalid is missing",
               operand, writes ? "writes" : "reads", static_cast<long long>(dirty->first),
-              tensor.name.c_str(), machine->cores[static_cast<size_t>(dirty->second)]->name.c_str());
+              tensor.name.c_str(),
+              machine->cores[static_cast<size_t>(dirty->second)]->name.c_str());
     }
     if (pipe_ != PIPE_S) return;
     const int own = core_.pipes.agent(PIPE_S);
     for (int64_t line = first_line; line < end_line; ++line) {
       const auto single = core_.line_invalidated.find({&tensor, line});
-      for (const Place& writer : tensor.ranges.writers(line * kCacheLine, (line + 1) * kCacheLine)) {
+      for (const Place& writer :
+           tensor.ranges.writers(line * kCacheLine, (line + 1) * kCacheLine)) {
         if (writer.agent == own || core_.cache_invalidated[writer.agent] >= writer.count) continue;
-        const bool fresh = single != core_.line_invalidated.end() &&
-                           single->second[writer.agent] >= writer.count;
+        const bool fresh =
+            single != core_.line_invalidated.end() && single->second[writer.agent] >= writer.count;
         require(fresh,
                 "%s %s line %lld (64 B) of '%s' through the data cache after %s wrote it: "
                 "DataCacheCleanAndInvalid is missing",

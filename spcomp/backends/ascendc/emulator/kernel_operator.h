@@ -17,6 +17,8 @@
 #define ASCEND_IS_AIV (!::AscendC::emulator::core().cube)
 #define KERNEL_TASK_TYPE_DEFAULT(kind) ::AscendC::emulator::declare_kind(::AscendC::kind)
 
+#include "carve.h"
+#include "cross.h"
 #include "instr.h"
 #include "narrow.h"
 #include "sync.h"

@@ -21,11 +21,11 @@ enum class Kind { vector, cube, mix };
 struct Options {
   Kind kind = Kind::vector;
   int blocks = 1;
-  int ratio = 2;                  // vector cores per cube core in a mix kernel
-  bool descending = false;        // the order in which cores get their turn
-  bool vector_in_order = false;   // as if the compiler had put a barrier between vector instructions
-  bool keep_reserved_ub = true;   // false: the kernel is built with the reserved 8 KiB given back
-  int physical_ai_cores = 24;     // SyncAll needs every launched core to be there at once
+  int ratio = 2;                 // vector cores per cube core in a mix kernel
+  bool descending = false;       // the order in which cores get their turn
+  bool vector_in_order = false;  // as if the compiler had put a barrier between vector instructions
+  bool keep_reserved_ub = true;  // false: the kernel is built with the reserved 8 KiB given back
+  int physical_ai_cores = 24;    // SyncAll needs every launched core to be there at once
 };
 
 constexpr int kEvents = kPipes * kPipes;
@@ -64,6 +64,7 @@ struct Queue {
   int depth = 1;
   std::vector<int> buffers;
   std::vector<int> waiting;  // enqueued, oldest first
+  size_t next = 0;           // buffers take turns
 };
 
 // How far a store has been given out, and to whom.
@@ -75,13 +76,18 @@ struct Plan {
 
 struct Core {
   Core(bool cube, int index, int ai_core, int sub_block, int number, int cores)
-      : cube(cube), index(index), ai_core(ai_core), sub_block(sub_block), number(number),
-        name(text("%s %d", cube ? "AIC" : "AIV", index)), pipes(number, cores) {}
+      : cube(cube),
+        index(index),
+        ai_core(ai_core),
+        sub_block(sub_block),
+        number(number),
+        name(text("%s %d", cube ? "AIC" : "AIV", index)),
+        pipes(number, cores) {}
 
   Chip& chip(Store store) { return chips[static_cast<int>(store)]; }
 
   bool cube;
-  int index;      // GetBlockIdx
+  int index;  // GetBlockIdx
   int ai_core;
   int sub_block;  // GetSubBlockIdx
   int number;     // among all cores of the launch
@@ -90,19 +96,20 @@ struct Core {
   Chip chips[kStores];
   Plan plans[kStores];
   EventFlag flags[kEvents][kEventIds];
-  std::vector<CrossSignal> sent[kCrossIds];      // waiting for the other participants
-  std::vector<CrossSignal> arrived[kCrossIds];   // waiting for CrossCoreWaitFlag
+  std::vector<CrossSignal> sent[kCrossIds];     // waiting for the other participants
+  std::vector<CrossSignal> arrived[kCrossIds];  // waiting for CrossCoreWaitFlag
   std::vector<Buffer> buffers;
   std::vector<Queue> queues;
-  void* pipe_object = nullptr;                   // the TPipe of the kernel
-  const void* atomic_type = nullptr;             // element type of SetAtomicAdd, or none
+  void* pipe_object = nullptr;        // the TPipe of the kernel
+  const void* atomic_type = nullptr;  // element type of SetAtomicAdd, or none
   std::map<std::pair<const GmTensor*, int64_t>, Clock> line_invalidated;
-  Clock cache_invalidated;                       // what had finished at the last full invalidate
+  Clock cache_invalidated;  // what had finished at the last full invalidate
 
-  bool (*may_go_on)(Core&) = nullptr;            // why the core waits; null while it can run
+  bool (*may_go_on)(Core&) = nullptr;  // why the core waits; null while it can run
   int waits_for = 0;
   std::string waiting_in;
   SyncAllKind at_sync_all = SyncAllKind::none;
+  bool started = false;
   bool finished = false;
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -121,6 +128,7 @@ struct Machine {
   void (*kernel)(void*) = nullptr;
   void* argument = nullptr;
   std::string fault;
+  bool stopping = false;  // waiting cores end instead of going on
   ucontext_t scheduler;
 
   void warn(const std::string& sentence) {
@@ -150,7 +158,8 @@ inline void make_cores(Machine& m) {
     const int place = number % per_ai_core;
     const bool cube = options.kind == Kind::cube || (options.kind == Kind::mix && place == 0);
     const int sub_block = options.kind == Kind::mix && !cube ? place - 1 : 0;
-    const int index = options.kind == Kind::mix && !cube ? ai_core * options.ratio + sub_block : ai_core;
+    const int index =
+        options.kind == Kind::mix && !cube ? ai_core * options.ratio + sub_block : ai_core;
     m.cores.push_back(std::make_unique<Core>(cube, index, ai_core, sub_block, number, count));
     Core& made = *m.cores.back();
     for (int store = 0; store < kStores; ++store) {
@@ -162,12 +171,15 @@ inline void make_cores(Machine& m) {
 
 void check_end_of_kernel(Core& core);  // in sync.h
 
+struct Stopped {};  // unwinds a waiting core when another one has ended the run
+
 inline void enter_coroutine() {
   try {
     machine->kernel(machine->argument);
     check_end_of_kernel(*running);
   } catch (const Fault& fault) {
     machine->fault = fault.text;
+  } catch (const Stopped&) {
   } catch (const std::exception& error) {
     machine->fault = running->name + ": the emulator ran into " + error.what();
   }
@@ -183,6 +195,7 @@ inline void wait_until(bool (*may_go_on)(Core&), int argument, const std::string
   me.may_go_on = may_go_on;
   me.waiting_in = where;
   swapcontext(&me.context, &machine->scheduler);
+  if (machine->stopping) throw Stopped{};
   me.may_go_on = nullptr;
 }
 
@@ -196,10 +209,22 @@ inline void start_coroutine(Core& core) {
   makecontext(&core.context, enter_coroutine, 0);
 }
 
-// Runs every core to its end. A fault, a deadlock included, is left in `m.fault`; the coroutines of
-// the other cores are dropped, and all that they share with the emulator belongs to `m`.
-inline void run_cores(Machine& m) {
-  for (auto& each : m.cores) start_coroutine(*each);
+inline void resume(Machine& m, Core& core) {
+  core.started = true;
+  running = &core;
+  swapcontext(&m.scheduler, &core.context);
+  running = nullptr;
+}
+
+inline void report_deadlock(Machine& m) {
+  m.fault = "deadlock: no core can go on";
+  for (auto& each : m.cores) {
+    if (!each->finished) m.fault += "; " + each->name + " waits in " + each->waiting_in;
+  }
+}
+
+// Gives every core that can run its turn, again and again, until all have ended or one is at fault.
+inline void take_turns(Machine& m) {
   const int count = static_cast<int>(m.cores.size());
   for (int left = count; left > 0;) {
     bool progress = false;
@@ -207,18 +232,22 @@ inline void run_cores(Machine& m) {
       Core& next = *m.cores[static_cast<size_t>(m.options.descending ? count - 1 - turn : turn)];
       if (next.finished || (next.may_go_on && !next.may_go_on(next))) continue;
       progress = true;
-      running = &next;
-      swapcontext(&m.scheduler, &next.context);
-      running = nullptr;
+      resume(m, next);
       if (!m.fault.empty()) return;
       if (next.finished) --left;
     }
-    if (progress) continue;
-    m.fault = "deadlock: no core can go on";
-    for (auto& each : m.cores) {
-      if (!each->finished) m.fault += "; " + each->name + " waits in " + each->waiting_in;
-    }
-    return;
+    if (!progress) return report_deadlock(m);
+  }
+}
+
+// Leaves a fault, a deadlock included, in `m.fault`. The other cores are then unwound where they
+// wait, so that what lies on their stacks is released.
+inline void run_cores(Machine& m) {
+  for (auto& each : m.cores) start_coroutine(*each);
+  take_turns(m);
+  m.stopping = true;
+  for (auto& each : m.cores) {
+    if (each->started && !each->finished) resume(m, *each);
   }
 }
 

@@ -26,12 +26,18 @@ inline const char* store_name(Store store) {
 inline int64_t store_bytes(Store store, bool cube, bool keep_reserved_ub) {
   if (cube == (store == Store::UB)) return 0;
   switch (store) {
-    case Store::UB: return 196352 - (keep_reserved_ub ? kReservedUb : 0);
-    case Store::L1: return 524032;
-    case Store::L0A: return 65536;
-    case Store::L0B: return 65536;
-    case Store::L0C: return 131072;
-    case Store::BT: return 1024;
+    case Store::UB:
+      return 196352 - (keep_reserved_ub ? kReservedUb : 0);
+    case Store::L1:
+      return 524032;
+    case Store::L0A:
+      return 65536;
+    case Store::L0B:
+      return 65536;
+    case Store::L0C:
+      return 131072;
+    case Store::BT:
+      return 1024;
   }
   return 0;
 }
@@ -81,7 +87,8 @@ class GmTensor {
   GmTensor(const char* name, int64_t bytes, bool read_only)
       : name(name), bytes(bytes), read_only(read_only) {
     mapped_ = static_cast<size_t>(2 * kGap + bytes);
-    void* whole = mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* whole =
+        mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (whole == MAP_FAILED) fail("no address space for the tensor '%s'", name);
     base = static_cast<uint8_t*>(whole) + kGap;
     if (bytes > 0 && mprotect(base, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE) != 0) {

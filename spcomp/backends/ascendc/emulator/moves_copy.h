@@ -1,4 +1,5 @@
-// DataCopy without conversion: global memory to chip (MTE2), UB to global memory (MTE3), UB to UB (V).
+// DataCopy without conversion: global memory to chip (MTE2), UB to global memory (MTE3), UB to UB
+// (V).
 #pragma once
 
 #include <algorithm>
@@ -46,8 +47,7 @@ std::vector<const T*> read_rows(Instr& instr, const LocalTensor<T>& src, const R
                                 bool must_be_initialised) {
   std::vector<const T*> starts;
   for (int64_t r = 0; r < rows.count; ++r) {
-    starts.push_back(
-        instr.read("src", src, r * rows.pitch, rows.length, must_be_initialised));
+    starts.push_back(instr.read("src", src, r * rows.pitch, rows.length, must_be_initialised));
   }
   return starts;
 }
@@ -90,7 +90,8 @@ void require_disjoint(Instr& instr, const LocalTensor<T>& dst, const LocalTensor
                       const CopyShape& shape) {
   const auto block = [](const LocalTensor<T>& tensor, int64_t element) {
     return (static_cast<int64_t>(tensor.byte_offset()) +
-            element * static_cast<int64_t>(sizeof(T))) / kBlockBytes;
+            element * static_cast<int64_t>(sizeof(T))) /
+           kBlockBytes;
   };
   const int64_t length = shape.src.length / elements_per_block<T>();
   BlockSet used;
@@ -128,8 +129,7 @@ void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, uint32_t co
 }
 
 template <class T>
-void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
-              const DataCopyParams& params) {
+void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& params) {
   emulator::Instr instr("DataCopy", PIPE_MTE2);
   emulator::copy_in(instr, dst, src, emulator::copy_shape<T>(instr, params));
 }
@@ -141,8 +141,7 @@ void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, uint32_t co
 }
 
 template <class T>
-void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
-              const DataCopyParams& params) {
+void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& params) {
   emulator::Instr instr("DataCopy", PIPE_MTE3);
   emulator::copy_out(instr, dst, src, emulator::copy_shape<T>(instr, params));
 }
@@ -154,8 +153,7 @@ void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint32_t cou
 }
 
 template <class T>
-void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src,
-              const DataCopyParams& params) {
+void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& params) {
   emulator::Instr instr("DataCopy", PIPE_V);
   emulator::copy_within(instr, dst, src, emulator::copy_shape<T>(instr, params));
 }

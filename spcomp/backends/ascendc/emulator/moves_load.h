@@ -43,9 +43,7 @@ void LoadData(const LocalTensor<T>& dst, const LocalTensor<T>& src,
     source.push_back(instr.read("src", src, (first + i * src_pitch) * kElements, kElements));
   }
   for (int64_t i = 0; i < repeat; ++i) {
-    const auto from = [&](int64_t element) {
-      return fractal_source(element, params.ifTranspose);
-    };
+    const auto from = [&](int64_t element) { return fractal_source(element, params.ifTranspose); };
     const T* fractal = source[static_cast<size_t>(i)];
     T* out = instr.write("dst", dst, i * dst_pitch * kElements, kElements);
     for (int64_t element = 0; element < kElements; ++element) out[element] = fractal[from(element)];

@@ -54,8 +54,7 @@ void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Nd2Nz
 
   std::vector<const T*> source;
   for (int64_t i = 0; i < matrices * rows; ++i) {
-    source.push_back(
-        instr.read("src", src, i / rows * src_matrix + i % rows * src_pitch, columns));
+    source.push_back(instr.read("src", src, i / rows * src_matrix + i % rows * src_pitch, columns));
   }
 
   BlockSet used;

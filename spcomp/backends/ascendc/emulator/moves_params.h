@@ -27,7 +27,10 @@ struct DataCopyExtParams {
   DataCopyExtParams(emulator::Narrow<uint16_t> count, emulator::Narrow<uint32_t> length,
                     emulator::Narrow<uint32_t> src_gap, emulator::Narrow<uint32_t> dst_gap,
                     emulator::Narrow<uint32_t> reserved)
-      : blockCount(count), blockLen(length), srcStride(src_gap), dstStride(dst_gap),
+      : blockCount(count),
+        blockLen(length),
+        srcStride(src_gap),
+        dstStride(dst_gap),
         rsv(reserved) {}
 
   emulator::Narrow<uint16_t> blockCount = 1;
@@ -57,10 +60,14 @@ struct Nd2NzParams {
   Nd2NzParams(emulator::Narrow<uint16_t> matrices, emulator::Narrow<uint16_t> rows,
               emulator::Narrow<uint16_t> columns, emulator::Narrow<uint16_t> src_matrix_stride,
               emulator::Narrow<uint16_t> src_row_stride, emulator::Narrow<uint16_t> dst_c0_stride,
-              emulator::Narrow<uint16_t> dst_n_stride,
-              emulator::Narrow<uint16_t> dst_matrix_stride)
-      : ndNum(matrices), nValue(rows), dValue(columns), srcNdMatrixStride(src_matrix_stride),
-        srcDValue(src_row_stride), dstNzC0Stride(dst_c0_stride), dstNzNStride(dst_n_stride),
+              emulator::Narrow<uint16_t> dst_n_stride, emulator::Narrow<uint16_t> dst_matrix_stride)
+      : ndNum(matrices),
+        nValue(rows),
+        dValue(columns),
+        srcNdMatrixStride(src_matrix_stride),
+        srcDValue(src_row_stride),
+        dstNzC0Stride(dst_c0_stride),
+        dstNzNStride(dst_n_stride),
         dstNzMatrixStride(dst_matrix_stride) {}
 
   emulator::Narrow<uint16_t> ndNum = 1;
@@ -80,8 +87,13 @@ struct LoadData2DParams {
                    emulator::Narrow<uint16_t> src_stride, emulator::Narrow<uint8_t> set_id,
                    emulator::Narrow<uint16_t> dst_gap, bool transpose,
                    emulator::Narrow<uint8_t> address_mode)
-      : startIndex(start), repeatTimes(repeat), srcStride(src_stride), sid(set_id),
-        dstGap(dst_gap), ifTranspose(transpose), addrMode(address_mode) {}
+      : startIndex(start),
+        repeatTimes(repeat),
+        srcStride(src_stride),
+        sid(set_id),
+        dstGap(dst_gap),
+        ifTranspose(transpose),
+        addrMode(address_mode) {}
 
   emulator::Narrow<uint16_t> startIndex = 0;
   emulator::Narrow<uint8_t> repeatTimes = 0;
@@ -116,9 +128,17 @@ struct FixpipeParamsV220 {
                     emulator::Narrow<uint16_t> src_matrix_stride,
                     emulator::Narrow<uint16_t> dst_matrix_stride,
                     emulator::Narrow<uint8_t> unit_flag)
-      : nSize(columns), mSize(rows), srcStride(src_stride), dstStride(dst_stride), reluEn(relu),
-        quantPre(quant), deqScalar(scale), ndNum(matrices), srcNdStride(src_matrix_stride),
-        dstNdStride(dst_matrix_stride), unitFlag(unit_flag) {}
+      : nSize(columns),
+        mSize(rows),
+        srcStride(src_stride),
+        dstStride(dst_stride),
+        reluEn(relu),
+        quantPre(quant),
+        deqScalar(scale),
+        ndNum(matrices),
+        srcNdStride(src_matrix_stride),
+        dstNdStride(dst_matrix_stride),
+        unitFlag(unit_flag) {}
 
   emulator::Narrow<uint16_t> nSize = 0;
   emulator::Narrow<uint16_t> mSize = 0;

@@ -16,9 +16,7 @@ namespace emulator {
 constexpr int64_t kBlockBytes = 32;     // the unit of on-chip addresses
 constexpr int64_t kFractalBytes = 512;  // one 16-row operand tile of the cube
 
-constexpr int64_t ceil_to(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
+constexpr int64_t ceil_to(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 template <class T>
 constexpr int64_t elements_per_block() {
@@ -82,8 +80,7 @@ void require_whole_elements(const Instr& instr, const char* operand,
   instr.require(tensor.byte_offset() % static_cast<int64_t>(sizeof(T)) == 0,
                 "%s starts at byte %lld of its tensor, which is no multiple of an element of %d "
                 "bytes",
-                operand, static_cast<long long>(tensor.byte_offset()),
-                static_cast<int>(sizeof(T)));
+                operand, static_cast<long long>(tensor.byte_offset()), static_cast<int>(sizeof(T)));
 }
 
 // Store one run of elements in global memory, or add it while SetAtomicAdd holds.

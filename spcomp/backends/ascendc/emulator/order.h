@@ -145,7 +145,8 @@ class Cells {
       Cell& cell = cells_[static_cast<size_t>(index)];
       ++now.checks;
       if (!now.follows(Place{now.pipes->agent(cell.writer), cell.written}, false)) {
-        conflict = Conflict{Place{now.pipes->agent(cell.writer), cell.written}, true, index * kBytes};
+        conflict =
+            Conflict{Place{now.pipes->agent(cell.writer), cell.written}, true, index * kBytes};
         return false;
       }
       if (!writes) {
@@ -154,7 +155,8 @@ class Cells {
       }
       for (int pipe = 0; pipe < kPipes; ++pipe) {
         if (!now.follows(Place{now.pipes->agent(pipe), cell.read[pipe]}, true)) {
-          conflict = Conflict{Place{now.pipes->agent(pipe), cell.read[pipe]}, false, index * kBytes};
+          conflict =
+              Conflict{Place{now.pipes->agent(pipe), cell.read[pipe]}, false, index * kBytes};
           return false;
         }
         cell.read[pipe] = 0;

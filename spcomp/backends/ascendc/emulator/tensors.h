@@ -12,9 +12,14 @@ class LocalTensor {
 
   LocalTensor() = default;
   // Emulator side: a window of a store; buffer is the core's buffer it was taken from, or -1.
-  LocalTensor(emulator::Store store, int64_t byte_offset, int64_t bytes, int buffer, uint32_t generation)
-      : store_(store), byte_offset_(byte_offset), bytes_(bytes), buffer_(buffer),
-        generation_(generation), made_(true) {}
+  LocalTensor(emulator::Store store, int64_t byte_offset, int64_t bytes, int buffer,
+              uint32_t generation)
+      : store_(store),
+        byte_offset_(byte_offset),
+        bytes_(bytes),
+        buffer_(buffer),
+        generation_(generation),
+        made_(true) {}
 
   uint32_t GetSize() const { return static_cast<uint32_t>(bytes_ / kElement); }
 

@@ -1,8 +1,8 @@
 // The vector instructions.
 //
-// Where the behaviour of the hardware is not known (partial overlap, integer overflow, masked result
-// bits) an instruction faults, so that no kernel comes to depend on a guess. Values are exact in the
-// sense of vector_math.h; the hardware approximates Exp, Ln, Sqrt, Reciprocal and Div.
+// Where the behaviour of the hardware is not known (partial overlap, integer overflow, masked
+// result bits) an instruction faults, so that no kernel comes to depend on a guess. Values are
+// exact in the sense of vector_math.h; the hardware approximates Exp, Ln, Sqrt, Reciprocal and Div.
 #pragma once
 
 #include "half.h"

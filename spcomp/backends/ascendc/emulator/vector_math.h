@@ -32,97 +32,109 @@ using Wide = std::conditional_t<is_real<T>, float, int64_t>;
 
 template <class T>
 T narrowed(Instr& in, Wide<T> value) {
-    if constexpr (!is_real<T>) {
-        const bool fits =
-            value >= std::numeric_limits<T>::min() && value <= std::numeric_limits<T>::max();
-        in.require(fits, "a lane's result, %lld, does not fit the %zu-bit integer type",
-                   static_cast<long long>(value), 8 * sizeof(T));
-    }
-    return static_cast<T>(value);
+  if constexpr (!is_real<T>) {
+    const bool fits =
+        value >= std::numeric_limits<T>::min() && value <= std::numeric_limits<T>::max();
+    in.require(fits, "a lane's result, %lld, does not fit the %zu-bit integer type",
+               static_cast<long long>(value), 8 * sizeof(T));
+  }
+  return static_cast<T>(value);
 }
 
 // Each instruction: the types it takes, whether its repeats may add onto one place, and one lane in
 // the wide type.
 struct OnNumbers {
-    static constexpr bool may_accumulate = true;
-    template <class T>
-    static constexpr bool takes = is_number<T>;
+  static constexpr bool may_accumulate = true;
+  template <class T>
+  static constexpr bool takes = is_number<T>;
 };
 struct OnReals {
-    static constexpr bool may_accumulate = false;
-    template <class T>
-    static constexpr bool takes = is_real<T>;
+  static constexpr bool may_accumulate = false;
+  template <class T>
+  static constexpr bool takes = is_real<T>;
 };
 struct OnBits {
-    static constexpr bool may_accumulate = false;
-    template <class T>
-    static constexpr bool takes = is_one_of<T, int16_t, uint16_t>;
+  static constexpr bool may_accumulate = false;
+  template <class T>
+  static constexpr bool takes = is_one_of<T, int16_t, uint16_t>;
 };
 
 struct AddOf : OnNumbers {
-    template <class W>
-    static W of(W a, W b) { return a + b; }
+  template <class W>
+  static W of(W a, W b) {
+    return a + b;
+  }
 };
 struct SubOf : OnNumbers {
-    template <class W>
-    static W of(W a, W b) { return a - b; }
+  template <class W>
+  static W of(W a, W b) {
+    return a - b;
+  }
 };
 struct MulOf : OnNumbers {
-    template <class W>
-    static W of(W a, W b) { return a * b; }
+  template <class W>
+  static W of(W a, W b) {
+    return a * b;
+  }
 };
 struct MaxOf : OnNumbers {
-    template <class W>
-    static W of(W a, W b) { return a != a || a > b ? a : b; }
+  template <class W>
+  static W of(W a, W b) {
+    return a != a || a > b ? a : b;
+  }
 };
 struct MinOf : OnNumbers {
-    template <class W>
-    static W of(W a, W b) { return a != a || a < b ? a : b; }
+  template <class W>
+  static W of(W a, W b) {
+    return a != a || a < b ? a : b;
+  }
 };
 struct DivOf : OnReals {
-    static float of(float a, float b) { return a / b; }
+  static float of(float a, float b) { return a / b; }
 };
 
 // A double result rounded once more is the correctly rounded float in all but very rare cases.
 struct ExpOf : OnReals {
-    static float of(float a) { return static_cast<float>(std::exp(static_cast<double>(a))); }
+  static float of(float a) { return static_cast<float>(std::exp(static_cast<double>(a))); }
 };
 struct LnOf : OnReals {
-    static float of(float a) { return static_cast<float>(std::log(static_cast<double>(a))); }
+  static float of(float a) { return static_cast<float>(std::log(static_cast<double>(a))); }
 };
 struct SqrtOf : OnReals {
-    static float of(float a) { return std::sqrt(a); }
+  static float of(float a) { return std::sqrt(a); }
 };
 struct AbsOf : OnReals {
-    static float of(float a) { return std::fabs(a); }
+  static float of(float a) { return std::fabs(a); }
 };
 struct ReluOf : OnReals {
-    static float of(float a) { return a <= 0 ? 0.0F : a; }
+  static float of(float a) { return a <= 0 ? 0.0F : a; }
 };
 struct ReciprocalOf : OnReals {
-    static float of(float a) { return 1.0F / a; }
+  static float of(float a) { return 1.0F / a; }
 };
 
 struct AndOf : OnBits {
-    static int64_t of(int64_t a, int64_t b) { return a & b; }
+  static int64_t of(int64_t a, int64_t b) { return a & b; }
 };
 struct OrOf : OnBits {
-    static int64_t of(int64_t a, int64_t b) { return a | b; }
+  static int64_t of(int64_t a, int64_t b) { return a | b; }
 };
 // Flipping all 64 bits of a sign-extended value flips its low 16; unsigned values are cut back.
 struct NotOf : OnBits {
-    static int64_t of(int64_t a) { return ~a; }
+  static int64_t of(int64_t a) { return ~a; }
 };
 
 // One lane of T: computed wide, then narrowed.
 template <class Of, class T>
 T lane(Instr& in, T a) {
-    if constexpr (std::is_same_v<T, uint16_t>) return static_cast<T>(Of::of(a));
-    else return narrowed<T>(in, Of::of(static_cast<Wide<T>>(a)));
+  if constexpr (std::is_same_v<T, uint16_t>)
+    return static_cast<T>(Of::of(a));
+  else
+    return narrowed<T>(in, Of::of(static_cast<Wide<T>>(a)));
 }
 template <class Of, class T>
 T lane(Instr& in, T a, T b) {
-    return narrowed<T>(in, Of::of(static_cast<Wide<T>>(a), static_cast<Wide<T>>(b)));
+  return narrowed<T>(in, Of::of(static_cast<Wide<T>>(a), static_cast<Wide<T>>(b)));
 }
 
 }  // namespace AscendC::emulator

@@ -68,7 +68,9 @@ def _sources() -> set[str]:
         folders[:] = [name for name in folders if name != "__pycache__"]
         inside = Path(where).relative_to(ROOT)
         found |= {
-            str(inside / f) for f in files if f.endswith((".py", ".jinja")) or f == "py.typed"
+            str(inside / f)
+            for f in files
+            if f.endswith((".py", ".jinja", ".json", ".h")) or f == "py.typed"
         }
     return found
 

@@ -55,7 +55,7 @@ def lower_attend(
     assert isinstance(region, Region)
     _check_stream(node, part)
     lists = [lower_list(plan, s) for s in region.lists]
-    choice = choose(region, lists, plan.phase, wanted)
+    choice = choose(plan, region, lists, wanted)
     plan.notes.append(f"{choice.order}: {choice.reason}")
     work = _Work(plan, node, region, lists, target)
     {"query_major": work.query_major, "key_major": work.key_major, "gather": work.gather}[
@@ -234,6 +234,8 @@ class _Work:
         """Give the programs a list row is split over: enough to fill the card, one tile each at
         most."""
         axes = self.plan.schedule.of("attend_gather")
+        if not self.plan.offers("merge"):
+            return 1
         blocks = dims.Hq if heads == dims.Hq else dims.Hkv
         tiles = dims.ceildiv(width * unit, axes["block_k"])
         wanted = dims.ceildiv(axes["programs"], dims.B * blocks * rows_of(granule))

@@ -49,6 +49,10 @@ class PlanBuilder:
         """Make slabs a multiple of a row granule."""
         self.align = math.lcm(self.align, granule)
 
+    def offers(self, *kernels: str) -> bool:
+        """Tell whether the backend has these kernels: its schedule names every one it has."""
+        return set(kernels) <= set(dict(self.schedule.kernels))
+
     def axes(self, kernel: str, **fixed: int) -> Axes:
         """Give the axes of a kernel with some of them fixed by the lowering."""
         return tuple(sorted({**self.schedule.of(kernel), **fixed}.items()))

@@ -110,10 +110,11 @@ def _choose(
     scored: tuple[Dim, ...],
     width: Dim,
 ) -> None:
-    """Add the launches that score and keep: one for many rows, two for the few rows of decode."""
+    """Add the launches that score and keep: one for many rows, two for the few rows of decode and
+    where no kernel does both."""
     q, k = sides
     indices, counts = kept
-    if plan.phase == "decode":
+    if plan.phase == "decode" or not plan.offers("select"):
         scores = plan.scratch("scores", scored, "float32")
         plan.each_slab.append(
             ScoreLaunch(
@@ -208,7 +209,7 @@ def pooled(plan: PlanBuilder, side: Node) -> Pooled:
 
 def _pool_tile(plan: PlanBuilder, block: int) -> dict[str, int]:
     """Fill a program of short units with several of them."""
-    tokens = plan.axis("pool", "token_tile")
+    tokens = plan.schedule.of("pool").get("token_tile", 0)
     short = 1 << (block - 1).bit_length()
     if short >= tokens:
         return {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from spcomp.errors import CannotLower
 from spcomp.ir.expr import TRUE, Expr, Sym, conjuncts, substitute
+from spcomp.ir.lowering.builder import PlanBuilder
 from spcomp.ir.lowering.lists import ListRef
 from spcomp.ir.nodes import Region
 from spcomp.ir.plan import LoopOrder, Phase
@@ -41,12 +43,25 @@ def tile_sizes(lists: list[ListRef], block_q: int, block_k: int) -> tuple[int, i
     return block_q, block_k
 
 
-def choose(region: Region, lists: list[ListRef], phase: Phase, wanted: LoopOrder | None) -> Choice:
-    """Choose the loop order of one attend.
+def choose(
+    plan: PlanBuilder, region: Region, lists: list[ListRef], wanted: LoopOrder | None
+) -> Choice:
+    """Choose the loop order of one attend, among those whose kernels the backend has.
 
     Raises: CannotLower when the wanted order, or any order, cannot express the region.
     """
-    possible = _possible(region, lists, phase)
+    able = _possible(region, lists, plan.phase)
+    sole = sole_list(region)
+    possible = {o: why for o, why in able.items() if plan.offers(*_kernels(o, sole))}
+    asked = wanted if wanted in able else next(iter(able), None) if wanted is None else None
+    if asked is not None and (wanted or next(iter(possible), None)) not in possible:
+        lacking = [k for k in _kernels(asked, sole) if not plan.offers(k)]
+        raise CannotLower(
+            where=region.where,
+            what=f"this selection in the loop order {asked}",
+            why=f"this backend has no kernel {', '.join(lacking)}",
+            way_out=f"{_others(possible)}use another backend, such as backend='reference'.",
+        )
     if wanted is not None:
         if wanted not in possible:
             raise CannotLower(
@@ -72,6 +87,19 @@ def choose(region: Region, lists: list[ListRef], phase: Phase, wanted: LoopOrder
         )
     order = next(iter(possible))
     return Choice(order, possible[order])
+
+
+def _kernels(order: LoopOrder, is_sole: bool) -> tuple[str, ...]:
+    """Name the kernels that a loop order is made of, beside those that make lists."""
+    if order == "gather":
+        return ("attend_gather",) if is_sole else ("tiles", "attend_gather")
+    if order == "query_major":
+        return ("tiles", "attend")
+    return ("invert_count", "invert_scan", "invert_fill", "attend_keys", "merge")
+
+
+def _others(possible: Iterable[LoopOrder]) -> str:
+    return "".join(f"take the loop order {order}, or " for order in possible)
 
 
 def _possible(region: Region, lists: list[ListRef], phase: Phase) -> dict[LoopOrder, str]:

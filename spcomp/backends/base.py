@@ -51,11 +51,12 @@ class SourceFile:
     launch: int
     kernel: str
     text: str
+    suffix: str = ".py"
 
     @property
     def file_name(self) -> str:
         """The name the file has in an export."""
-        return f"{self.launch:02d}_{self.kernel}.py"
+        return f"{self.launch:02d}_{self.kernel}{self.suffix}"
 
 
 @dataclass(frozen=True, slots=True)

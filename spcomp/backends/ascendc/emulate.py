@@ -33,6 +33,8 @@ FLAGS = (
 """No unique symbols and hidden ones otherwise: two kernels in one process share no state. No
 contraction: the emulator rounds where the device does."""
 
+HOST_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared")
+
 
 class NoCompiler(SpcompError):
     """The host has no g++."""
@@ -183,9 +185,21 @@ def compile_kernel(source: str, entry: str) -> EmulatedKernel:
     return EmulatedKernel(entry, library, symbol)
 
 
-def _library(compiler: str, text: str, entry: str) -> Path:
+def host_library(source: str) -> ctypes.CDLL:
+    """Compile code of the host that knows no device, or find it compiled, and load it.
+
+    Raises: NoCompiler, KernelDoesNotCompile, CacheNotWritable.
+    """
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise NoCompiler()
+    return ctypes.CDLL(str(_library(compiler, source, "the tiling on the host", is_host=True)))
+
+
+def _library(compiler: str, text: str, entry: str, *, is_host: bool = False) -> Path:
+    flags = HOST_FLAGS if is_host else FLAGS
     key = hashlib.sha256()
-    for part in (_version(compiler), " ".join(FLAGS), headers_digest(), text):
+    for part in (_version(compiler), " ".join(flags), headers_digest(), text):
         key.update(part.encode() + b"\0")
     name = f"{key.hexdigest()[:32]}.so"
     library = cache_dir() / FOLDER / name
@@ -193,18 +207,18 @@ def _library(compiler: str, text: str, entry: str) -> Path:
         library = _private_folder() / name
     if not library.exists():
         library.parent.mkdir(mode=0o700, exist_ok=True)
-        _compile(compiler, text, entry, library)
+        _compile((compiler, *flags), text, entry, library)
     return library
 
 
-def _compile(compiler: str, text: str, entry: str, library: Path) -> None:
+def _compile(command: Sequence[str], text: str, entry: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="making-") as making:
         source = Path(making, "kernel.cpp")
         source.write_text(text)
         made = Path(making, "kernel.so")
-        command = [compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", str(made)]
+        whole = [*command, f"-I{HEADERS}", str(source), "-o", str(made)]
         plain = {**os.environ, "LC_ALL": "C"}  # messages in English and in ASCII
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
+        done = subprocess.run(whole, capture_output=True, text=True, check=False, env=plain)
         if done.returncode:
             said = "\n".join(_errors(done.stderr, making))
             raise KernelDoesNotCompile(entry=entry, said=said)

@@ -221,7 +221,7 @@ def stored() -> object:
     form = Form(text, signature, gpu_target("cuda:90", 32), options_of(launch))
     compiles: list[str] = []
     compile_form = store.compile_form
-    store.compile_form = lambda f: compiles.append(f.generated.kernel) or compile_form(f)
+    store.compile_form = lambda f, at: compiles.append(f.generated.kernel) or compile_form(f, at)
     loaded = store.obtain(form)
     after_load = len(compiles)
     shutil.rmtree(default_store().path_of(form.key))

@@ -181,6 +181,9 @@ class Instr {
                     bool writes) {
     GmTensor* tensor = view.tensor();
     require(tensor != nullptr, "%s is a GlobalTensor without SetGlobalBuffer", operand);
+    require(first > -kFarthest && first < kFarthest && count < kFarthest,
+            "%s needs the elements %lld to %lld, which no tensor has", operand,
+            static_cast<long long>(first), static_cast<long long>(first + count));
     const int64_t byte = view.byte_offset() + first * static_cast<int64_t>(sizeof(T));
     const int64_t end = byte + count * static_cast<int64_t>(sizeof(T));
     require(count >= 0 && byte >= 0 && end <= tensor->bytes,

@@ -19,20 +19,23 @@
 
 #include "carve.h"
 #include "cross.h"
+#include "cube.h"
+#include "half.h"
 #include "instr.h"
+#include "moves.h"
 #include "narrow.h"
 #include "sync.h"
 #include "tensors.h"
 #include "tpipe.h"
-#if __has_include("half.h")
-#include "half.h"
-#endif
-#if __has_include("vector.h")
 #include "vector.h"
-#endif
-#if __has_include("moves.h")
-#include "moves.h"
-#endif
-#if __has_include("cube.h")
-#include "cube.h"
-#endif
+
+// The device compiler knows the pipes without a namespace.
+using AscendC::pipe_t;
+using AscendC::PIPE_ALL;
+using AscendC::PIPE_FIX;
+using AscendC::PIPE_M;
+using AscendC::PIPE_MTE1;
+using AscendC::PIPE_MTE2;
+using AscendC::PIPE_MTE3;
+using AscendC::PIPE_S;
+using AscendC::PIPE_V;

@@ -120,7 +120,6 @@ struct Machine {
   std::vector<std::unique_ptr<GmTensor>> tensors;
   std::vector<std::unique_ptr<Core>> cores;
   bool flags_between_cores = false;
-  bool kind_declared = false;
   std::vector<std::string> warnings;
   uint64_t instructions = 0;
   uint64_t checks = 0;

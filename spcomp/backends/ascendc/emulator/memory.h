@@ -16,6 +16,7 @@ enum class Store { UB, L1, L0A, L0B, L0C, BT };
 constexpr int kStores = 6;
 constexpr int64_t kReservedUb = 8192;  // kept back for some vector instructions
 constexpr int64_t kCacheLine = 64;
+constexpr int64_t kFarthest = int64_t{1} << 48;  // no offset in GM is wider
 
 inline const char* store_name(Store store) {
   static const char* const names[] = {"UB", "L1", "L0A", "L0B", "L0C", "the bias table"};
@@ -47,16 +48,16 @@ class Chip {
  public:
   void resize(int64_t bytes) {
     bytes_.assign(static_cast<size_t>(bytes), 0xFF);
-    initialised_.assign(static_cast<size_t>(bytes / 2), 0);
+    initialised_.assign(static_cast<size_t>((bytes + 1) / 2), 0);
     cells.resize(bytes);
   }
   int64_t bytes() const { return static_cast<int64_t>(bytes_.size()); }
   uint8_t* at(int64_t byte) { return bytes_.data() + byte; }
 
-  void mark_initialised(int64_t first, int64_t end) { mark(first, end, 1); }
+  void mark_initialised(int64_t first, int64_t end) { mark(first / 2, (end + 1) / 2, 1); }
   void poison(int64_t first, int64_t end) {
     std::memset(at(first), 0xFF, static_cast<size_t>(end - first));
-    mark(first, end, 0);
+    mark((first + 1) / 2, end / 2, 0);
   }
   // The first byte of the window that nothing has written, or -1.
   int64_t uninitialised(int64_t first, int64_t end) const {
@@ -69,11 +70,10 @@ class Chip {
   Cells cells;
 
  private:
-  void mark(int64_t first, int64_t end, uint8_t value) {
-    if (first >= end) return;
-    const size_t begin = static_cast<size_t>(first / 2);
-    const size_t stop = static_cast<size_t>((end + 1) / 2);
-    std::memset(initialised_.data() + begin, value, stop - begin);
+  void mark(int64_t first_flag, int64_t end_flag, uint8_t value) {
+    if (first_flag >= end_flag) return;
+    std::memset(initialised_.data() + first_flag, value,
+                static_cast<size_t>(end_flag - first_flag));
   }
 
   std::vector<uint8_t> bytes_;

@@ -34,12 +34,12 @@ class LocalTensor {
 
   T GetValue(uint32_t index) const {
     emulator::Instr instr("GetValue", PIPE_S);
-    instr.at("the tensor", *this, {emulator::Store::UB}, 1);
+    instr.at("the tensor", *this, {emulator::Store::UB}, sizeof(T));
     return *instr.read("the tensor", *this, index, 1, true);
   }
   void SetValue(uint32_t index, T value) const {
     emulator::Instr instr("SetValue", PIPE_S);
-    instr.at("the tensor", *this, {emulator::Store::UB}, 1);
+    instr.at("the tensor", *this, {emulator::Store::UB}, sizeof(T));
     *instr.write("the tensor", *this, index, 1) = value;
   }
 
@@ -82,9 +82,15 @@ class GlobalTensor {
     elements_ = static_cast<uint64_t>(tensor_->bytes - byte_offset_) / sizeof(T);
   }
 
+  // A negative offset wraps, as on the device; what counts is where an access lands.
   GlobalTensor operator[](uint64_t offset) const {
+    const int64_t skipped = static_cast<int64_t>(offset);
+    if (skipped <= -emulator::kFarthest || skipped >= emulator::kFarthest) {
+      emulator::fail("GlobalTensor: the offset %lld lies in no tensor",
+                     static_cast<long long>(skipped));
+    }
     GlobalTensor moved = *this;
-    moved.byte_offset_ += static_cast<int64_t>(offset) * static_cast<int64_t>(sizeof(T));
+    moved.byte_offset_ += skipped * static_cast<int64_t>(sizeof(T));
     moved.elements_ = offset < elements_ ? elements_ - offset : 0;
     return moved;
   }
@@ -93,10 +99,12 @@ class GlobalTensor {
   // Scalar access goes through the data cache of the core, which nothing keeps coherent.
   T GetValue(uint64_t index) const {
     emulator::Instr instr("GetValue", PIPE_S);
+    require_aligned(instr);
     return *instr.read("the tensor", *this, static_cast<int64_t>(index), 1);
   }
   void SetValue(uint64_t index, T value) const {
     emulator::Instr instr("SetValue", PIPE_S);
+    require_aligned(instr);
     *instr.write("the tensor", *this, static_cast<int64_t>(index), 1) = value;
   }
 
@@ -104,6 +112,12 @@ class GlobalTensor {
   int64_t byte_offset() const { return byte_offset_; }
 
  private:
+  void require_aligned(const emulator::Instr& instr) const {
+    instr.require(byte_offset_ % static_cast<int64_t>(sizeof(T)) == 0,
+                  "the tensor starts at byte %lld, which is no multiple of its element",
+                  static_cast<long long>(byte_offset_));
+  }
+
   emulator::GmTensor* tensor_ = nullptr;
   int64_t byte_offset_ = 0;
   uint64_t elements_ = 0;

@@ -68,7 +68,7 @@ void binary_instruction(const char* api, const LocalTensor<T>& dst, const LocalT
                         const LocalTensor<T>& src1, const Form& form, const BinaryRepeatParams& p) {
   static_assert(Of::template takes<T>, "the vector unit lacks this instruction for this type");
   Instr in(api, PIPE_V);
-  const Lanes lanes = form.lanes(in, lanes_per_repeat<T>);
+  const Lanes lanes = form.lanes(in, kLanesPerRepeat<T>);
   binary<Of, T>(in, lanes, {"dst", dst, {p.dstBlkStride, p.dstRepStride}},
                 {"src0", src0, {p.src0BlkStride, p.src0RepStride}},
                 {"src1", src1, {p.src1BlkStride, p.src1RepStride}});
@@ -79,7 +79,7 @@ void scalar_instruction(const char* api, const LocalTensor<T>& dst, const LocalT
                         const T& scalar, const Form& form, const UnaryRepeatParams& p) {
   static_assert(Of::template takes<T>, "the vector unit lacks this instruction for this type");
   Instr in(api, PIPE_V);
-  const Lanes lanes = form.lanes(in, lanes_per_repeat<T>);
+  const Lanes lanes = form.lanes(in, kLanesPerRepeat<T>);
   unary<T>(in, lanes, {"dst", dst, {p.dstBlkStride, p.dstRepStride}},
            {"src", src, {p.srcBlkStride, p.srcRepStride}},
            [&](T value) { return lane<Of>(in, value, scalar); });
@@ -90,7 +90,7 @@ void unary_instruction(const char* api, const LocalTensor<T>& dst, const LocalTe
                        const Form& form, const UnaryRepeatParams& p) {
   static_assert(Of::template takes<T>, "the vector unit lacks this instruction for this type");
   Instr in(api, PIPE_V);
-  const Lanes lanes = form.lanes(in, lanes_per_repeat<T>);
+  const Lanes lanes = form.lanes(in, kLanesPerRepeat<T>);
   unary<T>(in, lanes, {"dst", dst, {p.dstBlkStride, p.dstRepStride}},
            {"src", src, {p.srcBlkStride, p.srcRepStride}},
            [&](T value) { return lane<Of>(in, value); });

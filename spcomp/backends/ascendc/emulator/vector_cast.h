@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "half.h"
 #include "vector_lanes.h"
@@ -88,7 +89,7 @@ void cast(const LocalTensor<D>& dst, const LocalTensor<S>& src, RoundMode mode, 
   Instr in("Cast", PIPE_V);
   in.require(Convert::allows(mode), "the round mode %d does not exist for these types",
              static_cast<int>(mode));
-  const Lanes lanes = form.lanes(in, std::min(lanes_per_repeat<D>, lanes_per_repeat<S>));
+  const Lanes lanes = form.lanes(in, std::min(kLanesPerRepeat<D>, kLanesPerRepeat<S>));
   const Operand<D> to{"dst", dst, {p.dstBlkStride, p.dstRepStride}};
   const Operand<S> from{"src", src, {p.srcBlkStride, p.srcRepStride}};
   in_unified_buffer(in, to);

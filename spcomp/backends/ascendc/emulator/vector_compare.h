@@ -2,6 +2,7 @@
 // bit of the first byte first.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "vector_lanes.h"
@@ -12,7 +13,7 @@
 namespace AscendC {
 namespace emulator {
 
-constexpr int64_t repeat_bytes = block_bytes * blocks_per_repeat;
+constexpr int64_t kRepeatBytes = kVectorBlockBytes * kBlocksPerRepeat;
 
 template <class T>
 bool compares(T a, T b, CMPMODE mode) {
@@ -44,11 +45,11 @@ class Comparison {
         dst_{"dst", dst},
         src0_{"src0", src0, stride},
         mode_(mode),
-        lanes_(form.lanes(in_, lanes_per_repeat<T>)) {
+        lanes_(form.lanes(in_, kLanesPerRepeat<T>)) {
     static_assert(is_one_of<T, half, float, int32_t>, "comparisons take half, float and int32");
     in_.require(!is_one_of<T, int32_t> || mode == CMPMODE::EQ, "int32 compares with EQ alone");
-    bits_ = form.is_count() ? form.count() : lanes_.repeats() * lanes_per_repeat<T>;
-    in_.require(bits_ * int64_t{sizeof(T)} % repeat_bytes == 0,
+    bits_ = form.is_count() ? form.count() : lanes_.repeats() * kLanesPerRepeat<T>;
+    in_.require(bits_ * int64_t{sizeof(T)} % kRepeatBytes == 0,
                 "%lld elements are no multiple of 256 bytes", static_cast<long long>(bits_));
     int64_t active = 0;
     for (const Segment& segment : lanes_.segments()) active += segment.count;
@@ -84,7 +85,7 @@ class Comparison {
     std::fill_n(write, bits_ / 8, uint8_t{0});
     for (const Segment& segment : lanes_.segments())
       for (int64_t i = 0; i < segment.count; ++i) {
-        const int64_t at = segment.repeat * lanes_per_repeat<T> + segment.lane + i;
+        const int64_t at = segment.repeat * kLanesPerRepeat<T> + segment.lane + i;
         if (bit(segment, i)) write[at / 8] |= static_cast<uint8_t>(1U << (at % 8));
       }
   }
@@ -123,7 +124,7 @@ class SelectBits {
                   "the mask of Select is a tensor of unsigned integers");
     for (const Segment& segment : lanes.segments())
       count_ = std::max(count_, number(segment.repeat, segment.lane + segment.count - 1) + 1);
-    if (repeats_share_) count_ = std::min(count_, lanes_per_repeat<T>);
+    if (repeats_share_) count_ = std::min(count_, kLanesPerRepeat<T>);
     elements_ = (count_ + 8 * int64_t{sizeof(U)} - 1) / (8 * int64_t{sizeof(U)});
     stream_ = reinterpret_cast<const uint8_t*>(in.read("selMask", bits, 0, elements_, true));
   }
@@ -137,8 +138,8 @@ class SelectBits {
 
  private:
   int64_t number(int64_t repeat, int64_t lane) const {
-    if (repeats_share_) return lane % lanes_per_repeat<T>;
-    return repeat * lanes_per_repeat<T> + lane;
+    if (repeats_share_) return lane % kLanesPerRepeat<T>;
+    return repeat * kLanesPerRepeat<T> + lane;
   }
 
   bool repeats_share_;
@@ -158,7 +159,9 @@ void select(const LocalTensor<T>& dst, const LocalTensor<U>& bits, const LocalTe
   in.require(scalar_mode == (src1 == nullptr),
              "the mode asks for a %s in place of the second source",
              scalar_mode ? "scalar" : "tensor");
-  const Lanes lanes = form.lanes(in, lanes_per_repeat<T>);
+  in.require(mode == SELMODE::VSEL_CMPMASK_SPR || machine->options.keep_reserved_ub,
+             "this mode works in the reserved 8 KiB of UB, which the kernel has taken for itself");
+  const Lanes lanes = form.lanes(in, kLanesPerRepeat<T>);
   const Operand<T> to{"dst", dst, {p.dstBlkStride, p.dstRepStride}};
   const Operand<T> one{"src0", src0, {p.src0BlkStride, p.src0RepStride}};
   const Operand<T> zero{"src1", src1 != nullptr ? *src1 : src0, {p.src1BlkStride, p.src1RepStride}};

@@ -2,6 +2,7 @@
 // element per block.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "vector_lanes.h"
@@ -15,13 +16,13 @@ namespace emulator {
 // Writes value(n) to every active lane, where n counts all lanes from the first repeat's first.
 template <class T, class Value>
 void fill(Instr& in, const LocalTensor<T>& dst, const Form& form, Stride stride, Value value) {
-  const Lanes lanes = form.lanes(in, lanes_per_repeat<T>);
+  const Lanes lanes = form.lanes(in, kLanesPerRepeat<T>);
   const Operand<T> to{"dst", dst, stride};
   in_unified_buffer(in, to);
   require_own_repeats(in, lanes, to);
   T* write = write_lanes(in, lanes, to);
   for (const Segment& segment : lanes.segments()) {
-    const int64_t number = segment.repeat * lanes_per_repeat<T> + segment.lane;
+    const int64_t number = segment.repeat * kLanesPerRepeat<T> + segment.lane;
     const int64_t first = to.first(segment);
     for (int64_t i = 0; i < segment.count; ++i) write[first + i] = value(number + i);
   }
@@ -95,18 +96,18 @@ void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, emulator::Narrow
   static_assert(is_movable<T>, "Brcb takes 16-bit and 32-bit types");
   Instr in("Brcb", PIPE_V);
   const int64_t repeats = uint8_t{repeat};
-  const Lanes lanes = Lanes::leading(repeats, lanes_per_repeat<T>, lanes_per_block<T>);
+  const Lanes lanes = Lanes::leading(repeats, kLanesPerRepeat<T>, kLanesPerBlock<T>);
   const Operand<T> to{"dst", dst, {params.dstBlkStride, params.dstRepStride}};
   const Operand<T> from{"src", src};
   in_unified_buffer(in, to);
   in_unified_buffer(in, from);
   require_own_repeats(in, lanes, to);
-  const int64_t elements = repeats * blocks_per_repeat;
+  const int64_t elements = repeats * kBlocksPerRepeat;
   require_apart(in, to, extent(lanes, to), from, elements);
   const T* read = in.read(from.name, src, 0, elements);
   T* write = write_lanes(in, lanes, to);
   for (const Segment& segment : lanes.segments()) {
-    const int64_t block = segment.repeat * blocks_per_repeat + segment.lane / lanes_per_block<T>;
+    const int64_t block = segment.repeat * kBlocksPerRepeat + segment.lane / kLanesPerBlock<T>;
     std::fill_n(write + to.first(segment), segment.count, read[block]);
   }
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "vector_lanes.h"
@@ -20,7 +21,7 @@ void gather(const LocalTensor<T>& dst, const LocalTensor<T>& src,
             int64_t dst_repeat) {
   static_assert(is_movable<T>, "Gather takes 16-bit and 32-bit types");
   Instr in("Gather", PIPE_V);
-  const Lanes lanes = form.lanes(in, lanes_per_repeat<T>);
+  const Lanes lanes = form.lanes(in, kLanesPerRepeat<T>);
   const Operand<T> to{"dst", dst, {1, dst_repeat}};
   const Operand<T> from{"src", src};
   const Operand<uint32_t> where{"srcOffset", offsets};
@@ -30,7 +31,7 @@ void gather(const LocalTensor<T>& dst, const LocalTensor<T>& src,
   require_own_repeats(in, lanes, to);
 
   const auto number = [](const Segment& segment) {
-    return segment.repeat * lanes_per_repeat<T> + segment.lane;
+    return segment.repeat * kLanesPerRepeat<T> + segment.lane;
   };
   std::vector<T> taken;
   int64_t reach = 0;
@@ -77,12 +78,12 @@ class Packing {
         dst_{"dst", dst},
         src_{"src0", src, {p.src0BlockStride, p.src0RepeatStride}},
         repeats_(uint16_t{p.repeatTimes}),
-        width_(counted ? int64_t{mask} : lanes_per_repeat<T>),
-        lanes_(Lanes::leading(repeats_, width_, lanes_per_block<T>)) {
+        width_(counted ? int64_t{mask} : kLanesPerRepeat<T>),
+        lanes_(Lanes::leading(repeats_, width_, kLanesPerBlock<T>)) {
     static_assert(is_movable<T>, "GatherMask takes 16-bit and 32-bit types");
     in_.require(counted || mask == 0, "the mask is %u; outside the counter mode it must be 0",
                 mask);
-    in_.require(width_ <= lanes_per_repeat<T> || src_.stride.block == 1,
+    in_.require(width_ <= kLanesPerRepeat<T> || src_.stride.block == 1,
                 "a repeat of more than 8 blocks with a block stride is not modelled");
     in_unified_buffer(in_, dst_);
     in_unified_buffer(in_, src_);
@@ -119,7 +120,7 @@ class Packing {
 template <class T>
 void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src,
             const LocalTensor<uint32_t>& offsets, const uint32_t base_bytes, const uint32_t count) {
-  emulator::gather(dst, src, offsets, base_bytes, {int64_t{count}}, emulator::blocks_per_repeat);
+  emulator::gather(dst, src, offsets, base_bytes, {int64_t{count}}, emulator::kBlocksPerRepeat);
 }
 template <class T>
 void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src,

@@ -15,17 +15,17 @@
 
 namespace AscendC::emulator {
 
-constexpr int64_t block_bytes = 32;
-constexpr int64_t blocks_per_repeat = 8;
+constexpr int64_t kVectorBlockBytes = 32;
+constexpr int64_t kBlocksPerRepeat = 8;
 
 template <class T>
-constexpr int64_t lanes_per_block = block_bytes / int64_t{sizeof(T)};
+constexpr int64_t kLanesPerBlock = kVectorBlockBytes / int64_t{sizeof(T)};
 template <class T>
-constexpr int64_t lanes_per_repeat = blocks_per_repeat * lanes_per_block<T>;
+constexpr int64_t kLanesPerRepeat = kBlocksPerRepeat * kLanesPerBlock<T>;
 
 struct Stride {
   int64_t block = 1;
-  int64_t repeat = blocks_per_repeat;
+  int64_t repeat = kBlocksPerRepeat;
 };
 
 // `count` consecutive active lanes of one repeat, from `lane` on; in the mask form within one
@@ -53,7 +53,7 @@ class Lanes {
                "the mask is %lld; a repeat has lanes 1 to %lld", static_cast<long long>(mask),
                static_cast<long long>(width));
     const auto on = [mask](int64_t lane) { return static_cast<uint64_t>(lane) < mask; };
-    return of(on, repeats, width, width / blocks_per_repeat);
+    return of(on, repeats, width, width / kBlocksPerRepeat);
   }
 
   // The mask form with bits: two words for 16-bit lanes, the first word alone for 32-bit lanes.
@@ -62,7 +62,7 @@ class Lanes {
     in.require(mask[0] != 0 || (second_word && mask[1] != 0), "no bit of the mask is set");
     in.require(second_word || mask[1] == 0, "a 32-bit type has 64 lanes, but mask[1] is not 0");
     const auto on = [mask](int64_t lane) { return (mask[lane / 64] >> (lane % 64) & 1) != 0; };
-    return of(on, repeats, width, width / blocks_per_repeat);
+    return of(on, repeats, width, width / kBlocksPerRepeat);
   }
 
   // The first `count` lanes of every repeat, be they more than 8 blocks hold.
@@ -137,8 +137,8 @@ struct Operand {
   // The element of the tensor under the segment's first lane.
   int64_t first(const Segment& segment) const {
     const int64_t block =
-        segment.repeat * stride.repeat + segment.lane / lanes_per_block<T> * stride.block;
-    return block * lanes_per_block<T> + segment.lane % lanes_per_block<T>;
+        segment.repeat * stride.repeat + segment.lane / kLanesPerBlock<T> * stride.block;
+    return block * kLanesPerBlock<T> + segment.lane % kLanesPerBlock<T>;
   }
 };
 

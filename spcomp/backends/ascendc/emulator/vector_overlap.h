@@ -6,28 +6,48 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <iterator>
 #include <vector>
 
 #include "vector_lanes.h"
 
 namespace AscendC::emulator {
 
-// The bytes one segment covers within its store.
+// How many elements from the tensor's first on the lanes reach.
+template <class T>
+int64_t extent(const Lanes& lanes, const Operand<T>& operand) {
+  int64_t end = 0;
+  for (const Segment& segment : lanes.segments())
+    end = std::max(end, operand.first(segment) + segment.count);
+  return end;
+}
+
+// Whether the first dst_count and src_count elements of two tensors share no byte.
+template <class D, class S>
+bool ranges_apart(const Operand<D>& dst, int64_t dst_count, const Operand<S>& src,
+                  int64_t src_count) {
+  if (dst.tensor.store() != src.tensor.store() || dst_count <= 0 || src_count <= 0) return true;
+  const int64_t dst_begin = dst.tensor.byte_offset();
+  const int64_t src_begin = src.tensor.byte_offset();
+  return dst_begin + dst_count * int64_t{sizeof(D)} <= src_begin ||
+         src_begin + src_count * int64_t{sizeof(S)} <= dst_begin;
+}
+
+// The bytes that segment number `segment` covers within its store.
 struct Span {
   int64_t begin;
   int64_t end;
-  int64_t repeat;
+  size_t segment;
 };
 
 template <class T>
 std::vector<Span> spans_of(const Lanes& lanes, const Operand<T>& operand) {
   std::vector<Span> spans;
   spans.reserve(lanes.segments().size());
-  const auto base = static_cast<int64_t>(operand.tensor.byte_offset());
-  for (const Segment& segment : lanes.segments()) {
+  const int64_t base = operand.tensor.byte_offset();
+  for (size_t i = 0; i < lanes.segments().size(); ++i) {
+    const Segment& segment = lanes.segments()[i];
     const int64_t begin = base + operand.first(segment) * int64_t{sizeof(T)};
-    spans.push_back({begin, begin + segment.count * int64_t{sizeof(T)}, segment.repeat});
+    spans.push_back({begin, begin + segment.count * int64_t{sizeof(T)}, i});
   }
   std::sort(spans.begin(), spans.end(),
             [](const Span& a, const Span& b) { return a.begin < b.begin; });
@@ -41,14 +61,14 @@ inline bool apart(const std::vector<Span>& sorted) {
   return true;
 }
 
-// Whether each common byte of two sorted lists of disjoint spans is met by both in the same span.
+// Whether the same lanes meet at each common byte. The destination's spans are sorted and disjoint.
 inline bool same_or_apart(const std::vector<Span>& dst, const std::vector<Span>& src) {
   for (const Span& read : src) {
     auto write = std::upper_bound(dst.begin(), dst.end(), read.begin,
                                   [](int64_t begin, const Span& span) { return begin < span.end; });
     for (; write != dst.end() && write->begin < read.end; ++write) {
       const bool same =
-          write->begin == read.begin && write->end == read.end && write->repeat == read.repeat;
+          write->begin == read.begin && write->end == read.end && write->segment == read.segment;
       if (!same) return false;
     }
   }
@@ -65,7 +85,7 @@ void require_own_blocks(Instr& in, const Lanes& lanes, const Operand<T>& dst) {
 template <class T>
 void require_own_repeats(Instr& in, const Lanes& lanes, const Operand<T>& dst) {
   require_own_blocks(in, lanes, dst);
-  const int64_t reach = (blocks_per_repeat - 1) * dst.stride.block + 1;
+  const int64_t reach = (kBlocksPerRepeat - 1) * dst.stride.block + 1;
   if (lanes.repeats() <= 1 || dst.stride.repeat >= reach) return;
   in.require(apart(spans_of(lanes, dst)), "two repeats write the same bytes of %s", dst.name);
 }
@@ -74,33 +94,16 @@ void require_own_repeats(Instr& in, const Lanes& lanes, const Operand<T>& dst) {
 template <class D, class S>
 void require_same_or_apart(Instr& in, const Lanes& lanes, const Operand<D>& dst,
                            const Operand<S>& src) {
-  if (dst.tensor.store() != src.tensor.store() || lanes.segments().empty()) return;
-  const std::vector<Span> writes = spans_of(lanes, dst);
-  const std::vector<Span> reads = spans_of(lanes, src);
-  if (writes.back().end <= reads.front().begin) return;
-  in.require(same_or_apart(writes, reads),
-             "%s and %s overlap without being the same in every repeat", dst.name, src.name);
+  if (ranges_apart(dst, extent(lanes, dst), src, extent(lanes, src))) return;
+  in.require(same_or_apart(spans_of(lanes, dst), spans_of(lanes, src)),
+             "%s and %s overlap without being the same in every lane", dst.name, src.name);
 }
 
 // For instructions whose destination may share no byte with an operand.
 template <class D, class S>
 void require_apart(Instr& in, const Operand<D>& dst, int64_t dst_count, const Operand<S>& src,
                    int64_t src_count) {
-  if (dst.tensor.store() != src.tensor.store() || dst_count <= 0 || src_count <= 0) return;
-  const auto dst_begin = static_cast<int64_t>(dst.tensor.byte_offset());
-  const auto src_begin = static_cast<int64_t>(src.tensor.byte_offset());
-  const bool free = dst_begin + dst_count * int64_t{sizeof(D)} <= src_begin ||
-                    src_begin + src_count * int64_t{sizeof(S)} <= dst_begin;
-  in.require(free, "%s overlaps %s", dst.name, src.name);
-}
-
-// How many elements from the tensor's first on the lanes reach.
-template <class T>
-int64_t extent(const Lanes& lanes, const Operand<T>& operand) {
-  int64_t end = 0;
-  for (const Segment& segment : lanes.segments())
-    end = std::max(end, operand.first(segment) + segment.count);
-  return end;
+  in.require(ranges_apart(dst, dst_count, src, src_count), "%s overlaps %s", dst.name, src.name);
 }
 
 }  // namespace AscendC::emulator

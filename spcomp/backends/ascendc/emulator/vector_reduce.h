@@ -4,8 +4,10 @@
 // keeps the lowest index; the index lies in a result slot as raw integer bits.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "vector_lanes.h"
@@ -86,7 +88,7 @@ void whole_reduce_best(const char* api, const LocalTensor<T>& dst, const LocalTe
   Instr in(api, PIPE_V);
   in.require(order != ReduceOrder::ORDER_ONLY_INDEX || sizeof(T) == 4,
              "ORDER_ONLY_INDEX of half gives 32-bit results, which is not modelled");
-  const Lanes lanes = form.lanes(in, lanes_per_repeat<T>);
+  const Lanes lanes = form.lanes(in, kLanesPerRepeat<T>);
   const Operand<T> to{"dst", dst};
   const Operand<T> from{"src", src, stride};
   const bool pairs =
@@ -108,7 +110,7 @@ template <class T>
 void whole_reduce_sum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const Form& form,
                       int64_t gap, Stride stride) {
   Instr in("WholeReduceSum", PIPE_V);
-  const Lanes lanes = form.lanes(in, lanes_per_repeat<T>);
+  const Lanes lanes = form.lanes(in, kLanesPerRepeat<T>);
   const Operand<T> from{"src", src, stride};
   const T* read = reduction_source(in, lanes, {"dst", dst}, 1, gap, from);
   std::vector<float> sums(static_cast<size_t>(lanes.repeats()), 0.0F);
@@ -124,21 +126,20 @@ template <class T, class Fold>
 void block_reduce(const char* api, const LocalTensor<T>& dst, const LocalTensor<T>& src,
                   const Form& form, int64_t gap, Stride stride, Fold fold) {
   Instr in(api, PIPE_V);
-  const Lanes lanes = form.lanes(in, lanes_per_repeat<T>);
+  const Lanes lanes = form.lanes(in, kLanesPerRepeat<T>);
   const Operand<T> from{"src", src, stride};
-  const T* read = reduction_source(in, lanes, {"dst", dst}, blocks_per_repeat, gap, from);
-  const auto results = static_cast<size_t>(lanes.repeats() * blocks_per_repeat);
+  const T* read = reduction_source(in, lanes, {"dst", dst}, kBlocksPerRepeat, gap, from);
+  const auto results = static_cast<size_t>(lanes.repeats() * kBlocksPerRepeat);
   std::vector<float> values(results, 0.0F);
   std::vector<bool> active(results, false);
   each_lane(lanes, from, read, [&](int64_t repeat, int64_t lane, T value) {
-    const auto at = static_cast<size_t>(repeat * blocks_per_repeat + lane / lanes_per_block<T>);
+    const auto at = static_cast<size_t>(repeat * kBlocksPerRepeat + lane / kLanesPerBlock<T>);
     const auto number = static_cast<float>(value);
     values[at] = active[at] ? fold(values[at], number) : number;
     active[at] = true;
   });
   for (int64_t at = 0; at < static_cast<int64_t>(results); ++at) {
-    const int64_t element =
-        at / blocks_per_repeat * gap * blocks_per_repeat + at % blocks_per_repeat;
+    const int64_t element = at / kBlocksPerRepeat * gap * kBlocksPerRepeat + at % kBlocksPerRepeat;
     const auto index = static_cast<size_t>(at);
     if (active[index])
       *in.write("dst", dst, element, 1) = static_cast<T>(values[index]);

@@ -17,8 +17,8 @@ int64_t scratch_elements(int64_t repeats, bool with_index) {
   int64_t total = 0;
   for (int level = 0; level < (with_index ? 3 : 1); ++level) {
     const int64_t pairs = 2 * repeats;
-    total += up(pairs, lanes_per_block<T>) * lanes_per_block<T>;
-    repeats = up(pairs, lanes_per_repeat<T>);
+    total += up(pairs, kLanesPerBlock<T>) * kLanesPerBlock<T>;
+    repeats = up(pairs, kLanesPerRepeat<T>);
   }
   return total;
 }
@@ -30,7 +30,7 @@ void reduce_all(Instr& in, const LocalTensor<T>& dst, const LocalTensor<T>& src,
                 const LocalTensor<T>& scratch, const Form& form, int64_t src_repeat,
                 bool with_index, Visit visit, Result result) {
   static_assert(is_real<T>, "reductions take half and float");
-  const Lanes lanes = form.lanes(in, lanes_per_repeat<T>);
+  const Lanes lanes = form.lanes(in, kLanesPerRepeat<T>);
   if (lanes.segments().empty()) return;
   const Operand<T> to{"dst", dst};
   const Operand<T> from{"src", src, {1, src_repeat}};
@@ -38,15 +38,15 @@ void reduce_all(Instr& in, const LocalTensor<T>& dst, const LocalTensor<T>& src,
   in_unified_buffer(in, to);
   in_unified_buffer(in, from);
   in_unified_buffer(in, work);
-  const int64_t reach = form.is_count() ? form.count() : lanes.repeats() * lanes_per_repeat<T>;
-  const int64_t repeats = (reach + lanes_per_repeat<T> - 1) / lanes_per_repeat<T>;
+  const int64_t reach = form.is_count() ? form.count() : lanes.repeats() * kLanesPerRepeat<T>;
+  const int64_t repeats = (reach + kLanesPerRepeat<T> - 1) / kLanesPerRepeat<T>;
   const int64_t needed = scratch_elements<T>(repeats, with_index);
   const int64_t slots = with_index ? 2 : 1;
   require_apart(in, to, slots, from, extent(lanes, from));
   require_apart(in, work, needed, from, extent(lanes, from));
   const T* read = read_lanes(in, lanes, from);
   each_lane(lanes, from, read, [&](int64_t repeat, int64_t lane, T value) {
-    visit(repeat * lanes_per_repeat<T> + lane, value);
+    visit(repeat * kLanesPerRepeat<T> + lane, value);
   });
   in.write_undefined(work.name, scratch, 0, needed);
   T* write = in.write(to.name, dst, 0, slots);
@@ -86,7 +86,7 @@ void reduce_sum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const Loca
   void Name(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& scratch, \
             const int32_t count, bool with_index = false) {                                      \
     emulator::reduce_best<emulator::Order>(#Name, dst, src, scratch, {int64_t{count}},           \
-                                           emulator::blocks_per_repeat, with_index);             \
+                                           emulator::kBlocksPerRepeat, with_index);              \
   }                                                                                              \
   template <class T>                                                                             \
   void Name(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& scratch, \
@@ -110,7 +110,7 @@ ASCENDC_REDUCE(ReduceMin, Smaller)
 template <class T>
 void ReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& scratch,
                const int32_t count) {
-  emulator::reduce_sum(dst, src, scratch, {int64_t{count}}, emulator::blocks_per_repeat);
+  emulator::reduce_sum(dst, src, scratch, {int64_t{count}}, emulator::kBlocksPerRepeat);
 }
 template <class T>
 void ReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& scratch,

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "vector_lanes.h"
@@ -16,10 +17,10 @@
 namespace AscendC {
 namespace emulator {
 
-constexpr int64_t pair_bytes = 8;
-constexpr int64_t sort_width = 32;
+constexpr int64_t kPairBytes = 8;
+constexpr int64_t kSortWidth = 32;
 template <class T>
-constexpr int64_t pair_elements = pair_bytes / int64_t{sizeof(T)};
+constexpr int64_t kPairElements = kPairBytes / int64_t{sizeof(T)};
 
 template <class T>
 struct Pair {
@@ -35,11 +36,11 @@ Pair<T> load_pair(const T* from) {
   return pair;
 }
 
-// The two bytes between a half score and its index hold nothing.
+// The two bytes between a half score and its index mean nothing: they become part of a NaN.
 template <class T>
 void store_pair(const Pair<T>& pair, T* to) {
   auto* bytes = reinterpret_cast<char*>(to);
-  std::memset(bytes, 0, pair_bytes);
+  std::memset(bytes, 0xFF, kPairBytes);
   std::memcpy(bytes, &pair.score, sizeof pair.score);
   std::memcpy(bytes + 4, &pair.index, sizeof pair.index);
 }
@@ -61,7 +62,7 @@ struct List {
 
 template <class T>
 List<T> read_list(Instr& in, const Operand<T>& operand, int64_t first_pair, int64_t count) {
-  const int64_t step = pair_elements<T>;
+  const int64_t step = kPairElements<T>;
   const T* from = in.read(operand.name, operand.tensor, first_pair * step, count * step, true);
   List<T> list;
   for (int64_t i = 0; i < count; ++i) {
@@ -110,7 +111,7 @@ void require_adjacent(Instr& in, const std::vector<Operand<T>>& sources, const M
     const int64_t away = static_cast<int64_t>(sources[i].tensor.byte_offset()) -
                          static_cast<int64_t>(sources[0].tensor.byte_offset());
     regular = uint16_t{info.elementLengths[i]} == length &&
-              away == static_cast<int64_t>(i) * length * pair_bytes;
+              away == static_cast<int64_t>(i) * length * kPairBytes;
   }
   in.require(regular, "more than one repeat needs four equally long lists, one behind the other");
 }
@@ -141,13 +142,13 @@ void merge_sort(const LocalTensor<T>& dst, const std::vector<Operand<T>>& all,
     for (size_t i = 0; i < sources.size(); ++i) {
       const int64_t length = uint16_t{info.elementLengths[i]};
       const int64_t first = repeat * total;
-      require_apart(in, to, repeats * total * pair_elements<T>, sources[i],
-                    (first + length) * pair_elements<T>);
+      require_apart(in, to, repeats * total * kPairElements<T>, sources[i],
+                    (first + length) * kPairElements<T>);
       lists.push_back(read_list(in, sources[i], first, length));
     }
     results.push_back(merged(std::move(lists), info.ifExhaustedSuspension));
   }
-  const int64_t step = pair_elements<T>;
+  const int64_t step = kPairElements<T>;
   for (size_t repeat = 0; repeat < results.size(); ++repeat) {
     const std::vector<Pair<T>>& pairs = results[repeat];
     T* write = in.write(to.name, dst, static_cast<int64_t>(repeat) * total * step,
@@ -169,12 +170,12 @@ void Sort32(const LocalTensor<T>& dst, const LocalTensor<T>& src0,
   const Operand<T> to{"dst", dst};
   const Operand<T> scores{"src0", src0};
   const Operand<uint32_t> indices{"src1", src1};
-  in_unified_buffer(in, to, sort_width * pair_bytes);
-  in_unified_buffer(in, scores, sort_width * sizeof(T));
+  in_unified_buffer(in, to, kSortWidth * kPairBytes);
+  in_unified_buffer(in, scores, kSortWidth * sizeof(T));
   in_unified_buffer(in, indices);
-  const int64_t count = uint8_t{repeat} * sort_width;
-  require_apart(in, to, count * pair_elements<T>, scores, count);
-  require_apart(in, to, count * pair_elements<T>, indices, count);
+  const int64_t count = uint8_t{repeat} * kSortWidth;
+  require_apart(in, to, count * kPairElements<T>, scores, count);
+  require_apart(in, to, count * kPairElements<T>, indices, count);
   const T* score = in.read(scores.name, src0, 0, count, true);
   const uint32_t* index = in.read(indices.name, src1, 0, count, true);
   std::vector<Pair<T>> pairs;
@@ -182,12 +183,12 @@ void Sort32(const LocalTensor<T>& dst, const LocalTensor<T>& src0,
     require_score(in, score[i], scores.name, i);
     pairs.push_back({score[i], index[i]});
   }
-  for (auto group = pairs.begin(); group != pairs.end(); group += sort_width)
-    std::stable_sort(group, group + sort_width,
+  for (auto group = pairs.begin(); group != pairs.end(); group += kSortWidth)
+    std::stable_sort(group, group + kSortWidth,
                      [](const Pair<T>& a, const Pair<T>& b) { return a.score > b.score; });
-  T* write = in.write(to.name, dst, 0, count * pair_elements<T>);
+  T* write = in.write(to.name, dst, 0, count * kPairElements<T>);
   for (size_t i = 0; i < pairs.size(); ++i)
-    store_pair(pairs[i], write + static_cast<int64_t>(i) * pair_elements<T>);
+    store_pair(pairs[i], write + static_cast<int64_t>(i) * kPairElements<T>);
 }
 
 template <class T>

@@ -1,0 +1,1 @@
+"""Contexts of the AscendC templates: one frozen dataclass a kernel, its fields the variables."""

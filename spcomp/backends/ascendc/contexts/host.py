@@ -1,0 +1,151 @@
+"""Contexts of the host's tiling: the header that kernels share, and its formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from spcomp.backends.ascendc.contexts.base import NARROW_STRIDE
+from spcomp.backends.ascendc.contexts.score import TILE_ROWS
+from spcomp.backends.ascendc.contexts.topk import MAX_WIDTH
+from spcomp.backends.ascendc.forms import TENSORS, WORKSPACE, Field, Form, product, text
+from spcomp.backends.base import Specialisation
+from spcomp.ir.passes.place_buffers import ITEM_BYTES, slab_align
+from spcomp.ir.plan import SCRATCH_LIMIT_BYTES, Plan
+
+LENGTHS = ("B", "Hq", "Hkv", "Sq", "Skv")
+STRIDES = {"q": "bhs", "k": "bhs", "v": "bhs", "out": "bhs", "lse": "bh"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A call that cannot run: the condition in C++, and the sentence that says why."""
+
+    broken: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """A scratch buffer: its name, its shape for a comment, its bytes in C++."""
+
+    name: str
+    shape: str
+    bytes: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A launch as the host sees it. places: its buffers, as `launch.buffers` holds them."""
+
+    number: int
+    name: str
+    what: str
+    struct: str
+    maker: str
+    fields: tuple[Field, ...]
+    is_in_slab: bool
+    cores: str
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TilingContext:
+    """Variables of `ascendc/host/tiling.h.jinja`, `tiling.cpp.jinja` and of what calls them."""
+
+    header: tuple[str, ...]
+    op: str
+    head_dim: int
+    value_dim: int
+    call_fields: tuple[str, ...]
+    call_names: tuple[str, ...]
+    tensors: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
+    most_buffers: int
+    most_bytes: int
+    row_align: int
+    scratch_limit: int
+    scratch: tuple[Scratch, ...]
+    rules: tuple[Rule, ...]
+    core_bytes: int
+
+
+def tiling_context(
+    plan: Plan, spec: Specialisation, op: str, forms: Iterable[Form], header: tuple[str, ...]
+) -> TilingContext:
+    """Make the context of the host's tiling."""
+    forms = tuple(forms)
+    strides = [", ".join(f"{t}_{x}" for x in axes) for t, axes in STRIDES.items()]
+    names = (*LENGTHS, *(f"{t}_{x}" for t, axes in STRIDES.items() for x in axes))
+    return TilingContext(
+        header=header,
+        op=op,
+        head_dim=spec.head_dim,
+        value_dim=spec.value_dim,
+        call_fields=(", ".join(LENGTHS), *strides),
+        call_names=names,
+        tensors=TENSORS,
+        kernels=tuple(map(_kernel, forms)),
+        most_buffers=max(len(form.buffers) for form in forms),
+        most_bytes=max(form.struct_bytes for form in forms),
+        row_align=slab_align(plan),
+        scratch_limit=SCRATCH_LIMIT_BYTES,
+        scratch=tuple(
+            Scratch(
+                b.name,
+                f"[{', '.join(map(str, b.dims))}]",
+                f"{text(product(b.dims))} * {_item_bytes(b.dtype, spec)}",
+            )
+            for b in plan.scratch()
+        ),
+        rules=tuple(_rules(forms)),
+        core_bytes=max(form.workspace_bytes for form in forms),
+    )
+
+
+def _item_bytes(dtype: str, spec: Specialisation) -> int:
+    return spec.element_bytes if dtype == "data" else int(ITEM_BYTES[dtype])
+
+
+def _kernel(form: Form) -> Kernel:
+    return Kernel(
+        number=form.number,
+        name=form.name,
+        what=f"{form.kernel}({', '.join(form.buffers)})",
+        struct=form.struct,
+        maker=f"Tiling{form.number:02d}",
+        fields=form.fields,
+        is_in_slab=form.is_in_slab,
+        cores=f"{'cube' if form.kind == 'mix' else 'vector'}_cores",
+        places=tuple(map(_place, form.buffers)),
+    )
+
+
+def _place(buffer: str) -> str:
+    if buffer in TENSORS:
+        return f"int64_t{{-{TENSORS.index(buffer) + 1}}}"
+    return "at.cores" if buffer == WORKSPACE else f"at.{buffer}"
+
+
+def _rules(forms: Iterable[Form]) -> Iterable[Rule]:
+    yield Rule("Hq % Hkv != 0", "the query heads are no multiple of the key and value heads")
+    yield Rule("Sq < 1 || Skv < 1 || B < 1", "a call needs at least one row, key and batch item")
+    for tensor in ("q", "k", "v"):
+        if any(tensor in form.buffers and form.kind == "mix" for form in forms):
+            yield Rule(
+                f"{tensor}_s < 1 || {tensor}_s > {NARROW_STRIDE}",
+                f"the rows of {tensor} must lie 1 to {NARROW_STRIDE} elements apart, which is "
+                "what a load of the cube core can step",
+            )
+    yield Rule(
+        f"Hq / Hkv > {TILE_ROWS}",
+        f"more than {TILE_ROWS} query heads share a key and value head",
+    )
+    for form in forms:
+        if form.kernel == "topk":
+            (width,) = (f.value for f in form.fields if f.name == "width")
+            most = MAX_WIDTH
+            yield Rule(
+                f"{width} > {most}",
+                f"a list is wider than the {most} units that top-k keeps on chip",
+            )

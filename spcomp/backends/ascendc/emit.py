@@ -1,0 +1,62 @@
+"""From a plan to AscendC: one device file a launch, and the host's tiling they share."""
+
+from __future__ import annotations
+
+import re
+
+from spcomp.backends.ascendc.contexts.host import TilingContext, tiling_context
+from spcomp.backends.ascendc.forms import Form, forms_of
+from spcomp.backends.base import Source, SourceFile, Specialisation
+from spcomp.codegen.header import digest_of, header
+from spcomp.codegen.render import render
+from spcomp.ir.plan import Plan
+from spcomp.ir.target import Target
+
+
+def op_name(plan: Plan) -> str:
+    """Name the operator of a plan: a C identifier, other for each phase."""
+    name = re.sub(r"\W", "_", plan.pattern.partition("(")[0])
+    return f"{name}_{plan.phase}"
+
+
+def emit(plan: Plan, target: Target, spec: Specialisation) -> Source:
+    """Render the device file of every launch."""
+    files = tuple(
+        SourceFile(
+            f.number, f.kernel, render(f"ascendc/kernels/{f.kernel}.h.jinja", f.context), ".h"
+        )
+        for f in forms(plan, target, spec)
+    )
+    return Source(plan, spec, target, files)
+
+
+def forms(plan: Plan, target: Target, spec: Specialisation) -> tuple[Form, ...]:
+    """Give the forms of a plan's launches."""
+    return forms_of(
+        plan, spec, op_name(plan), lambda launch: _header(plan, target, spec, launch.kernel)
+    )
+
+
+def tiling(plan: Plan, target: Target, spec: Specialisation) -> TilingContext:
+    """Give the context of the host's tiling."""
+    lines = _header(plan, target, spec, "tiling on the host")
+    return tiling_context(plan, spec, op_name(plan), forms(plan, target, spec), lines)
+
+
+def tiling_header(context: TilingContext) -> str:
+    """Render the header that host and kernels share."""
+    return render("ascendc/host/tiling.h.jinja", context)
+
+
+def tiling_source(context: TilingContext) -> str:
+    """Render the host's tiling."""
+    return render("ascendc/host/tiling.cpp.jinja", context)
+
+
+def _header(plan: Plan, target: Target, spec: Specialisation, what: str) -> tuple[str, ...]:
+    name = plan.pattern.partition("(")[0]
+    command = (
+        f"spcomp show {name} --at source --phase {plan.phase} --target {target.name} "
+        f"--dtype {spec.dtype} --head-dim {spec.head_dim}"
+    )
+    return header(plan.pattern, digest_of(plan.pattern), f"{plan.order} / {what}", command)

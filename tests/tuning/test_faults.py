@@ -132,10 +132,12 @@ def test_a_winner_within_the_noise_does_not_depend_on_the_seed(fates: Fates) -> 
 # ---- stopped from outside ------------------------------------------------------------------------
 
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 import pytest
 from tests.tuning.fates import Fates
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a background job
 
 def told(title, row, done, total):
     if row.status == "ok":

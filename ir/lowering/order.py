@@ -53,8 +53,9 @@ def choose(
     able = _possible(region, lists, plan.phase)
     sole = sole_list(region)
     possible = {o: why for o, why in able.items() if plan.offers(*_kernels(o, sole))}
-    asked = wanted if wanted in able else next(iter(able), None) if wanted is None else None
-    if asked is not None and (wanted or next(iter(possible), None)) not in possible:
+    asked = wanted or next(iter(possible or able), None)
+    if asked in able and asked not in possible:
+        assert asked is not None
         lacking = [k for k in _kernels(asked, sole) if not plan.offers(k)]
         raise CannotLower(
             where=region.where,

@@ -46,7 +46,7 @@ class Kind:
             header=("test",),
             name="test_00_pool",
             tiling_header="tiling.h",
-            tiling_struct="PoolTiling",
+            struct="PoolTiling",
             dtype=self.dtype,
             by=self.by,
             head_dim=self.head_dim,

@@ -35,7 +35,7 @@ def context(chunk: int = 2048, max_width: int = 2048) -> TopKContext:
         header=("test",),
         name="test_00_topk",
         tiling_header="tiling.h",
-        tiling_struct="TopKTiling",
+        struct="TopKTiling",
         chunk=chunk,
         max_width=max_width,
     )

@@ -37,10 +37,12 @@ def forms(plan: Plan, target: Target, spec: Specialisation) -> tuple[Form, ...]:
     )
 
 
-def tiling(plan: Plan, target: Target, spec: Specialisation) -> TilingContext:
-    """Give the context of the host's tiling."""
+def tiling(
+    plan: Plan, target: Target, spec: Specialisation, made: tuple[Form, ...]
+) -> TilingContext:
+    """Give the context of the host's tiling; made: the forms of the plan."""
     lines = _header(plan, target, spec, "tiling on the host")
-    return tiling_context(plan, spec, op_name(plan), forms(plan, target, spec), lines)
+    return tiling_context(plan, spec, op_name(plan), made, lines)
 
 
 def tiling_header(context: TilingContext) -> str:

@@ -37,9 +37,9 @@ class Step:
 class Host:
     """The host's tiling, compiled."""
 
-    def __init__(self, source: Source) -> None:
-        context = tiling(source.plan, source.target, source.spec)
-        self._forms = forms(source.plan, source.target, source.spec)
+    def __init__(self, source: Source, made: tuple[Form, ...]) -> None:
+        context = tiling(source.plan, source.target, source.spec, made)
+        self._forms = made
         header, text = tiling_header(context), tiling_source(context)
         library = host_library(text.replace(f'#include "{context.op}_tiling.h"', header))
         words = len(context.call_names)
@@ -105,10 +105,9 @@ class EmulatedExecutable:
         self, source: Source, *, ai_cores: int = AI_CORES, descending: bool = False
     ) -> None:
         """ai_cores: that are emulated. descending: the last core begins."""
-        self._plan, self._spec = source.plan, source.spec
         self._ai_cores, self._descending = ai_cores, descending
         self._forms = forms(source.plan, source.target, source.spec)
-        self._host = Host(source)
+        self._host = Host(source, self._forms)
         self._kernels = [
             compile_kernel(_self_contained(file.text, self._host.header), form.name)
             for file, form in zip(source.files, self._forms, strict=True)

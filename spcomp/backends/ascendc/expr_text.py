@@ -5,7 +5,7 @@ Both call CeilDiv, FloorDiv, FloorMod, Least and Most, which `macros/integers.ji
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import sympy
 
@@ -105,10 +105,6 @@ def _nested(function: str, parts: list[str]) -> str:
     for part in reversed(parts[:-1]):
         text = f"{function}({text}, {part})"
     return text
-
-
-Printer = Callable[[Dim], str]
-"""Prints a dim as C++ of the host's tiling."""
 
 
 def float_text(value: float) -> str:

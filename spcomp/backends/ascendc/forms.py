@@ -174,18 +174,13 @@ def _pool(launch: PoolLaunch, s: Site) -> Form:
     )
     assert launch.by != "minmax", "refused before"
     made = pool_context(
-        **_renamed(s.named(launch.kernel)),
+        **s.named(launch.kernel),
         head_dim=s.spec.value_dim if launch.x_buf == "v" else s.spec.head_dim,
         block=launch.block,
         stride=launch.stride,
         by=launch.by,
     )
     return s.form(launch, "vector", (launch.x_buf, launch.out_buf), fields, made)
-
-
-def _renamed(named: dict[str, Any]) -> dict[str, Any]:
-    named["tiling_struct"] = named.pop("struct")
-    return named
 
 
 def _score(launch: ScoreLaunch, s: Site) -> Form:
@@ -219,7 +214,7 @@ def _topk(launch: TopKLaunch, s: Site) -> Form:
         count("k", launch.k),
         count("width", launch.width),
     )
-    named = _renamed(s.named(launch.kernel))
+    named = s.named(launch.kernel)
     del named["dtype"]  # scores are float, whatever q is
     made = topk_context(**named)
     buffers = (launch.scores_buf, launch.indices_buf, launch.counts_buf)

@@ -71,10 +71,9 @@ class TilingContext:
 
 
 def tiling_context(
-    plan: Plan, spec: Specialisation, op: str, forms: Iterable[Form], header: tuple[str, ...]
+    plan: Plan, spec: Specialisation, op: str, forms: tuple[Form, ...], header: tuple[str, ...]
 ) -> TilingContext:
     """Make the context of the host's tiling."""
-    forms = tuple(forms)
     strides = [", ".join(f"{t}_{x}" for x in axes) for t, axes in STRIDES.items()]
     names = (*LENGTHS, *(f"{t}_{x}" for t, axes in STRIDES.items() for x in axes))
     return TilingContext(

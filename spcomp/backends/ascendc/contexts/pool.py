@@ -31,7 +31,7 @@ class PoolContext:
     header: tuple[str, ...]
     name: str
     tiling_header: str
-    tiling_struct: str
+    struct: str
     element: str
     head_dim: int
     block: int
@@ -53,7 +53,7 @@ def pool_context(
     header: tuple[str, ...],
     name: str,
     tiling_header: str,
-    tiling_struct: str,
+    struct: str,
     dtype: str,
     by: PoolKind,
     head_dim: int,
@@ -88,7 +88,7 @@ def pool_context(
         header=header,
         name=name,
         tiling_header=tiling_header,
-        tiling_struct=tiling_struct,
+        struct=struct,
         element=C_TYPES[dtype],
         head_dim=head_dim,
         block=block,

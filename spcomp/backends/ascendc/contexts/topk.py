@@ -28,7 +28,7 @@ class TopKContext:
     header: tuple[str, ...]
     name: str
     tiling_header: str
-    tiling_struct: str
+    struct: str
     chunk: int
     max_slots: int
     max_rows: int
@@ -42,7 +42,7 @@ def topk_context(
     header: tuple[str, ...],
     name: str,
     tiling_header: str,
-    tiling_struct: str,
+    struct: str,
     chunk: int = 2048,
     max_width: int = MAX_WIDTH,
 ) -> TopKContext:
@@ -76,7 +76,7 @@ def topk_context(
         header=header,
         name=name,
         tiling_header=tiling_header,
-        tiling_struct=tiling_struct,
+        struct=struct,
         chunk=chunk,
         max_slots=max_width,
         max_rows=max_rows,

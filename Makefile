@@ -5,6 +5,7 @@
 #   TESTS='tests spcomp'  what pytest collects; of spcomp, the examples in its docstrings
 #   PYTEST_ARGS=          more arguments for pytest, for example PYTEST_ARGS='-k quest'
 #   DEMO_ARGS=            more arguments for the demo
+#   MUTATION_ARGS=        for example MUTATION_ARGS='--template topk --sample 0.05 --seed 7'
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,11 +30,11 @@ endif
 PYTEST := $(PY) -m pytest --timeout=$(TIMEOUT_S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu unit lint browser clean distclean
+.PHONY: help setup demo test test-gpu unit lint mutation browser clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
-	@sed -n '3,7s/^#  /  /p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '3,8s/^#  /  /p' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY)  ## make the environment (the other targets do this by themselves)
 
@@ -62,6 +63,9 @@ test-gpu: $(READY)  ## the tests that need a card, one at a time; fails without 
 lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check
 	$(PY) -m mypy
+
+mutation: $(READY)  ## whether the tests notice a broken AscendC template (half an hour on 2 cores)
+	$(PY) -m tests.ascendc.mutation $(MUTATION_ARGS)
 
 clean:  ## remove caches, build products and reports
 	rm -rf build dist *.egg-info report report.html report.json report.md

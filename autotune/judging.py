@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spcomp.autotune.record import Candidate
-from spcomp.backends.base import Backend, Specialisation
+from spcomp.backends.base import Backend, Specialisation, default_schedule
 from spcomp.compiler import normalise
 from spcomp.dsl.pattern import Pattern
 from spcomp.dsl.tensors import canonical_lists
@@ -15,7 +15,6 @@ from spcomp.errors import SpcompError
 from spcomp.ir import cost
 from spcomp.ir.passes import cut
 from spcomp.ir.plan import Axes, Phase, Plan
-from spcomp.ir.schedule import Schedule
 from spcomp.ir.target import Target
 
 
@@ -60,7 +59,7 @@ class Judge:
         self._program = normalise(canonical_lists(pattern).program)
         self._backend, self._target, self._spec = backend, target, spec
         self._env = {**shape, "E": spec.element_bytes}
-        self._schedule = Schedule("query_major", backend.axes(target, spec))
+        self._schedule = default_schedule(backend, target, spec)
         self._judged: dict[Candidate, Judged] = {}
         self._of_plan: dict[Plan, Judged] = {}
         self.title = pattern.program.title()
@@ -86,7 +85,7 @@ class Judge:
     def _judge(self, candidate: Candidate) -> Judged:
         schedule = self._schedule.changed({k: dict(axes) for k, axes in candidate.axes})
         try:
-            plan = cut(self._program, self.phase, schedule, candidate.order)
+            plan = cut(self._program, self.phase, schedule, candidate.order, self._spec.heads)
         except SpcompError as error:
             return Judged(None, first_line(error))
         if plan not in self._of_plan:

@@ -39,6 +39,7 @@ from spcomp.ir.launches import (
     SelectLaunch,
     TilesLaunch,
     TopKLaunch,
+    WarpsLaunch,
 )
 from spcomp.ir.passes.place_buffers import E, bytes_of, slab_rows
 from spcomp.ir.plan import Launch, Plan, Slabs
@@ -358,6 +359,7 @@ _WORK: dict[type[Launch], Callable[[Plan, Any], _Work]] = {
     ScoreLaunch: _ranked,
     TopKLaunch: _topk,
     AttendLaunch: _attend,
+    WarpsLaunch: _attend,
     GatherLaunch: _gather,
     KeysLaunch: _keys,
 }

@@ -136,7 +136,8 @@ class TilesLaunch(Launch):
 
     tiles [B|1,Hl,Nt,C] i32: tile number in the low 24 bits, bit 24+n set when list n chose it;
     partial, total [B|1,Hl,Nt] i32. `everywhere` and `somewhere` bound `predicate` over a tile
-    (q_lo..q_hi, k_lo..k_hi); when `exact` is False the elements decide."""
+    (q_lo..q_hi, k_lo..k_hi); when `exact` is False the elements decide. `counter`, when named, is
+    set to 0 for the launch that takes its work from there."""
 
     list_bufs: tuple[str, ...]
     count_bufs: tuple[str, ...]
@@ -145,6 +146,7 @@ class TilesLaunch(Launch):
     tiles_buf: str
     partial_buf: str
     total_buf: str
+    counter_buf: str = ""
     predicate: Expr
     everywhere: Expr
     somewhere: Expr
@@ -158,7 +160,8 @@ class TilesLaunch(Launch):
 
     def writes(self) -> tuple[str, ...]:
         """Give the buffers it writes."""
-        return (self.tiles_buf, self.partial_buf, self.total_buf)
+        written = (self.tiles_buf, self.partial_buf, self.total_buf)
+        return (*written, self.counter_buf) if self.counter_buf else written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +200,33 @@ class AttendLaunch(Launch):
     def writes(self) -> tuple[str, ...]:
         """Give the buffers it writes."""
         return (self.out_buf, self.lse_buf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarpsLaunch(AttendLaunch):
+    """Query-major, warp-specialised: one warp copies tiles while others multiply; programs stay and
+    draw their work from `counter`, which the launch before has set to 0.
+
+    A program holds `heads` query heads of one list over `block_q` queries; a step takes `entries`
+    of the list, `block_k` keys each."""
+
+    counter_buf: str
+    entries: int
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "attend_ws"
+
+    @property
+    def rows(self) -> int:
+        """Rows (queries x heads) of a program."""
+        return self.axis("heads") * self.axis("block_q")
+
+    @property
+    def step(self) -> int:
+        """Keys of a step."""
+        return self.entries * self.axis("block_k")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,6 +366,7 @@ LAUNCHES: dict[str, type[Launch]] = {
         TopKLaunch,
         TilesLaunch,
         AttendLaunch,
+        WarpsLaunch,
         GatherLaunch,
         InvertLaunch,
         KeysLaunch,

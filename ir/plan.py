@@ -76,7 +76,8 @@ class Slabs:
 
 
 Step: TypeAlias = "Launch | Slabs"
-LoopOrder = Literal["query_major", "key_major", "gather"]
+LoopOrder = Literal["query_major", "query_major_ws", "key_major", "gather"]
+"""query_major_ws: query-major, with copies and products in warps of their own."""
 Phase = Literal["prefill", "decode"]
 
 

@@ -7,7 +7,7 @@ frozen value for each axis of each kernel."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from spcomp.errors import NegativeCount, UnknownChoice
@@ -22,11 +22,14 @@ AxisSpace = Mapping[str, Mapping[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A loop order and the axis values of every kernel a backend may launch; `reason` says why."""
+    """A loop order and the axis values of every kernel a backend may launch; `reason` says why.
+
+    lacking: kernels of the chip that the tensors cannot have, and why."""
 
     order: LoopOrder
     kernels: KernelAxes
     reason: str = field(default="", compare=False)
+    lacking: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def of(self, kernel: str) -> dict[str, int]:
         """Give the axes of one kernel."""
@@ -36,7 +39,7 @@ class Schedule:
         """Give the schedule with some axes of one kernel changed."""
         merged = {**self.of(kernel), **values}
         kernels = {**dict(self.kernels), kernel: tuple(sorted(merged.items()))}
-        return Schedule(self.order, tuple(sorted(kernels.items())), self.reason)
+        return replace(self, kernels=tuple(sorted(kernels.items())))
 
     def changed(self, changes: AxisChanges) -> Schedule:
         """Give the schedule with other values of some axes.

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, get_args, overload
 from weakref import WeakSet, WeakValueDictionary
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spcomp import arguments, compiler, torch_op
 from spcomp.backends import registry
-from spcomp.backends.base import Backend, Executable, Source, Specialisation
+from spcomp.backends.base import Backend, Executable, Source, Specialisation, default_schedule
 from spcomp.dsl.pattern import Pattern, PatternFunction
 from spcomp.dsl.tensors import canonical_lists
 from spcomp.errors import NotWarmedUp, UnknownChoice, WrongArguments
@@ -25,7 +25,7 @@ from spcomp.ir.nodes import Attend, Captured, Given, Node
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.plan import LoopOrder, Phase, Plan
 from spcomp.ir.program import Program
-from spcomp.ir.schedule import AxisChanges, Schedule
+from spcomp.ir.schedule import AxisChanges
 from spcomp.ir.target import Target
 from spcomp.ir.text import print_program
 from spcomp.settings import current
@@ -33,7 +33,7 @@ from spcomp.settings import current
 MOST_ADMITTED = 256  # calls of different shapes that need no check any more
 MOST_BUILT = 64  # plans of one pattern: phases, dtypes, devices, scales, widths of lists
 _NOTHING_KEPT: Mapping[str, Tensor] = {}
-ORDERS: tuple[LoopOrder, ...] = ("query_major", "key_major", "gather")
+ORDERS: tuple[LoopOrder, ...] = get_args(LoopOrder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +298,7 @@ class Attention:
 
     def _built(self, epoch: _Epoch, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Built:
         phase = phase_of(q)
-        spec = arguments.specialisation(q, v)
+        spec = arguments.specialisation(q, k, v)
         device = q.device
         backend = self.compiled.backend_of(device.type)
         widths = tuple(t.shape for t in self._tables(epoch).values()) if self._lists else ()
@@ -341,7 +341,7 @@ class Attention:
             interpreted = backend.interpret(sorted_pattern.program)
             if interpreted is not None:
                 return Built(None, target, spec, None, interpreted)
-        schedule = Schedule("query_major", backend.axes(target, spec)).changed(self.axes or {})
+        schedule = default_schedule(backend, target, spec).changed(self.axes or {})
         plan = compiler.lower(
             _scaled(self.pattern, scale),
             backend=backend,
@@ -474,7 +474,8 @@ def compile(
 
     pattern: `quest(page=16)`, or a function under @pattern (its defaults are taken). backend:
     "reference", "triton", or None for the tensors' device (CPU: reference; GPU: triton). order: a
-    prefill loop order to insist on: "query_major", "key_major" or "gather". axes: values of
+    prefill loop order to insist on: "query_major_ws" (warp-specialised, on Hopper), "query_major",
+    "key_major" or "gather". axes: values of
     schedule axes by kernel, `{"attend": {"block_q": 64}}`, as a tuning report prints them; others
     keep the backend's default. A wrong name is an error of the first call, which knows the backend.
     Raises: WrongArguments, UnknownBackend, UnknownChoice; and, here and not at the first call, what

@@ -29,6 +29,7 @@ _ROLES = {"q": "query", "k": "key", "v": "value"}
 _FORMS = {"q": "[B, Hq, Sq, D]", "k": "[B, Hkv, Skv, D]", "v": "[B, Hkv, Skv, Dv]"}
 _SYMBOLS = {name: tuple(str(d) for d in INPUTS[role].dims) for name, role in _ROLES.items()}
 MOST_ROW_STRIDE = (2**31 - 1) // 256  # a tile of 256 rows is addressed by 32-bit offsets
+ROW_ALIGN_BYTES = 16
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -48,6 +49,7 @@ def call_key(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> tuple[object, 
         q.device,
         k.device,
         v.device,
+        (q.data_ptr() | k.data_ptr() | v.data_ptr()) % ROW_ALIGN_BYTES,
         is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *tables)),
     )
 
@@ -128,9 +130,24 @@ def check_gradients(backend: str, tensors: Mapping[str, Tensor]) -> None:
             raise NeedsGradient(name=name, backend=backend)
 
 
-def specialisation(q: Tensor, v: Tensor) -> Specialisation:
+def specialisation(q: Tensor, k: Tensor, v: Tensor) -> Specialisation:
     """Give what kernels are specialised on."""
-    return Specialisation(_short(q.dtype), int(q.shape[-1]), int(v.shape[-1]))
+    return Specialisation(
+        _short(q.dtype),
+        int(q.shape[-1]),
+        int(v.shape[-1]),
+        is_aligned=all(map(_is_aligned, (q, k, v))),
+        heads=(q.shape[1], k.shape[1]),
+    )
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    """Tell whether hardware that copies tiles by itself can read a tensor's rows."""
+    steps = [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1][:-1]
+    bits = tensor.data_ptr()
+    for step in steps:
+        bits |= step * tensor.element_size()
+    return bits % ROW_ALIGN_BYTES == 0 and all(steps)
 
 
 def check_masks(pattern: Pattern, env: Mapping[str, int], device: str) -> None:

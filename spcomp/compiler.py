@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from spcomp.backends import registry
-from spcomp.backends.base import Backend, Executable, Source, Specialisation
+from spcomp.backends.base import Backend, Executable, Source, Specialisation, default_schedule
 from spcomp.dsl.pattern import Pattern
 from spcomp.dsl.tensors import canonical_lists
 from spcomp.errors import Refused
@@ -56,8 +56,8 @@ def lower(
     Raises: what the passes raise, and Refused when the backend will not build the plan.
     """
     program = normalise(canonical_lists(pattern).program)
-    axes = schedule or Schedule("query_major", backend.axes(target, spec))
-    plan = cut(program, phase, axes, order)
+    axes = schedule or default_schedule(backend, target, spec)
+    plan = cut(program, phase, axes, order, spec.heads)
     if current().check:
         check(plan, "cut")
     refusal = backend.refuses(plan, target, spec)
@@ -88,7 +88,7 @@ def plan_for(
     backend = registry.backend(chip.backend)
     spec = Specialisation(dtype, shape["D"], shape["Dv"])
     phase = phase_for(shape["Sq"])
-    schedule = Schedule("query_major", backend.axes(chip, spec)).changed(axes)
+    schedule = default_schedule(backend, chip, spec).changed(axes)
     plan = lower(
         pattern,
         backend=backend,

@@ -17,10 +17,11 @@ from spcomp.ir.launches import (
     ListLeaf,
     MergeLaunch,
     TilesLaunch,
+    WarpsLaunch,
 )
 from spcomp.ir.lowering.builder import PlanBuilder, rows_of
 from spcomp.ir.lowering.lists import ListRef, lower_list
-from spcomp.ir.lowering.order import choose, sole_list, tile_sizes, without_list
+from spcomp.ir.lowering.order import WS_LEAST, WS_ROWS, choose, sole_list, tile_sizes, without_list
 from spcomp.ir.nodes import Attend, Captured, Gather, Region, Stream
 from spcomp.ir.plan import LoopOrder
 from spcomp.ir.types import is_token_stream
@@ -58,9 +59,12 @@ def lower_attend(
     choice = choose(plan, region, lists, wanted)
     plan.notes.append(f"{choice.order}: {choice.reason}")
     work = _Work(plan, node, region, lists, target)
-    {"query_major": work.query_major, "key_major": work.key_major, "gather": work.gather}[
-        choice.order
-    ]()
+    {
+        "query_major_ws": work.query_major_ws,
+        "query_major": work.query_major,
+        "key_major": work.key_major,
+        "gather": work.gather,
+    }[choice.order]()
     return choice.order
 
 
@@ -111,6 +115,35 @@ class _Work:
                 tiles_buf=made.tiles,
                 partial_buf=made.partial,
                 total_buf=made.total,
+                rule=self._attend_rule(self.narrowed, made.flags),
+                table_bufs=self.tables,
+                **_QKV,
+            )
+        )
+
+    def query_major_ws(self) -> None:
+        plan, axes = self.plan, self.plan.schedule.of("attend_ws")
+        step = axes["block_k"]
+        block_q, block_k = tile_sizes(self.lists, axes["block_q"], step)
+        # Heads of one list fill the rows that a short tile leaves; without them two programs share
+        # a processor, and each has half the keys on chip.
+        has_shared = self._heads("h" in symbols(self.region.predicate)) != dims.Hq
+        heads = min(axes["heads"], WS_ROWS // block_q) if has_shared else 1
+        if heads * block_q < WS_ROWS:
+            step = block_k = min(block_k, WS_LEAST)
+        counter = plan.scratch("work", (1,), "int32")
+        made = self._tiles(block_q, block_k, counter)
+        plan.each_slab.append(
+            WarpsLaunch(
+                stages=("gather", "attend"),
+                axes=plan.axes("attend_ws", block_q=block_q, block_k=block_k, heads=heads),
+                out_buf=self.target.out,
+                lse_buf=self.target.lse,
+                tiles_buf=made.tiles,
+                partial_buf=made.partial,
+                total_buf=made.total,
+                counter_buf=counter,
+                entries=step // block_k,
                 rule=self._attend_rule(self.narrowed, made.flags),
                 table_bufs=self.tables,
                 **_QKV,
@@ -241,7 +274,7 @@ class _Work:
         wanted = dims.ceildiv(axes["programs"], dims.B * blocks * rows_of(granule))
         return dims.largest(1, dims.least(tiles, wanted, axes["max_splits"]))
 
-    def _tiles(self, block_q: int, block_k: int) -> TileLists:
+    def _tiles(self, block_q: int, block_k: int, counter: str = "") -> TileLists:
         plan, predicate = self.plan, self.region.predicate
         read = symbols(predicate)
         heads = self._heads("h" in read)
@@ -266,6 +299,7 @@ class _Work:
                 tiles_buf=tiles,
                 partial_buf=partial,
                 total_buf=total,
+                counter_buf=counter,
                 predicate=predicate,
                 everywhere=everywhere,
                 somewhere=somewhere,

@@ -20,6 +20,7 @@ class PlanBuilder:
 
     phase: Phase
     schedule: Schedule
+    heads: tuple[int, int] = (0, 0)  # Hq and Hkv, zeros when they are not known
     buffers: dict[str, Buffer] = field(default_factory=dict)
     once: list[Launch] = field(default_factory=list)
     each_slab: list[Launch] = field(default_factory=list)

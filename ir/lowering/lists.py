@@ -76,12 +76,18 @@ def _given(plan: PlanBuilder, node: Given) -> ListRef:
         plan.captured(node.tensor),
         plan.captured(node.counts),
         dims.B if batch != 1 else 1,
-        heads,
+        _whose(plan, heads),
         node.block_q,
         node.block_k,
         width,
         dims.ceildiv(dims.Skv, node.block_k),
     )
+
+
+def _whose(plan: PlanBuilder, heads: Dim) -> Dim:
+    """Give the heads of a list as Hkv where there are as many, so that query heads can share it."""
+    hq, hkv = plan.heads
+    return dims.Hkv if heads == hkv != hq else heads
 
 
 def _topk(plan: PlanBuilder, node: Node) -> ListRef:

@@ -15,6 +15,8 @@ from spcomp.ir.plan import LoopOrder, Phase
 
 KEY_MAJOR_LEAST_UNIT = 64
 TILE_LEAST = 16
+WS_LEAST = 64  # rows that four warps multiply, and keys they take at once
+WS_ROWS = 128  # rows of a program: those of two times four warps
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def choose(
         raise CannotLower(
             where=region.where,
             what=f"this selection in the loop order {asked}",
-            why=f"this backend has no kernel {', '.join(lacking)}",
+            why=f"this backend has no kernel {', '.join(lacking)}" + _reason(plan, lacking),
             way_out=f"{_others(possible)}use another backend, such as backend='reference'.",
         )
     if wanted is not None:
@@ -87,7 +89,21 @@ def choose(
             way_out="use units that are multiples of 16, or backend='reference'.",
         )
     order = next(iter(possible))
-    return Choice(order, possible[order])
+    return Choice(order, possible[order] + _why_not_better(plan, able, order, sole))
+
+
+def _why_not_better(
+    plan: PlanBuilder, able: Iterable[LoopOrder], order: LoopOrder, is_sole: bool
+) -> str:
+    """Say why an order that would come before the chosen one is not there, if the backend says."""
+    reasons = dict(plan.schedule.lacking)
+    for better in able:
+        if better == order:
+            break
+        for kernel in _kernels(better, is_sole):
+            if kernel in reasons:
+                return f"; not {better}, since {reasons[kernel]}"
+    return ""
 
 
 def _kernels(order: LoopOrder, is_sole: bool) -> tuple[str, ...]:
@@ -96,7 +112,15 @@ def _kernels(order: LoopOrder, is_sole: bool) -> tuple[str, ...]:
         return ("attend_gather",) if is_sole else ("tiles", "attend_gather")
     if order == "query_major":
         return ("tiles", "attend")
+    if order == "query_major_ws":
+        return ("tiles", "attend_ws")
     return ("invert_count", "invert_scan", "invert_fill", "attend_keys", "merge")
+
+
+def _reason(plan: PlanBuilder, kernels: Iterable[str]) -> str:
+    reasons = dict(plan.schedule.lacking)
+    known = [reasons[k] for k in kernels if k in reasons]
+    return f" here ({'; '.join(known)})" if known else ""
 
 
 def _others(possible: Iterable[LoopOrder]) -> str:
@@ -117,6 +141,10 @@ def _possible(region: Region, lists: list[ListRef], phase: Phase) -> dict[LoopOr
                 "few query rows: the keys of a row are gathered and split over programs"
             )
         return found
+    if tile_q % WS_LEAST == 0 and tile_k % WS_LEAST == 0:
+        found["query_major_ws"] = (
+            "each list serves a whole tile of queries; one warp copies while the others multiply"
+        )
     if tile_q % TILE_LEAST == 0 and tileable:
         found["query_major"] = "each list serves a whole tile of queries"
     if by_query and tile_k >= KEY_MAJOR_LEAST_UNIT:
@@ -129,8 +157,14 @@ def _possible(region: Region, lists: list[ListRef], phase: Phase) -> dict[LoopOr
 
 
 def _refusal(wanted: LoopOrder, region: Region, lists: list[ListRef]) -> str:
+    rows = min((r.granule for r in lists), default=0)
+    if wanted == "query_major_ws":
+        units = min((r.unit for r in lists), default=0)
+        return (
+            f"its lists change every {rows} query rows and have units of {units} tokens, and a "
+            f"program takes multiples of {WS_LEAST} of both"
+        )
     if wanted == "query_major":
-        rows = min((r.granule for r in lists), default=0)
         return (
             f"its lists change every {rows} query rows, and a query tile needs multiples of "
             f"{TILE_LEAST}"

@@ -14,9 +14,14 @@ from spcomp.ir.schedule import Schedule
 
 
 def cut(
-    program: Program, phase: Phase, schedule: Schedule, wanted: LoopOrder | None = None
+    program: Program,
+    phase: Phase,
+    schedule: Schedule,
+    wanted: LoopOrder | None = None,
+    heads: tuple[int, int] = (0, 0),
 ) -> Plan:
-    """Cut a program into launches; values that cross a cut become typed buffers.
+    """Cut a program into launches; values that cross a cut become typed buffers. heads: Hq and Hkv
+    where they are known, which tells whose the lists are that the user gave.
 
     Rewrite: attend(q, gather(s, region(p, [topk(score(a, b))]))) -> pool; select; tiles; attend
              (query-major)
@@ -29,7 +34,7 @@ def cut(
              by slabs.
     Raises:  CannotLower.
     """
-    plan = PlanBuilder(phase, schedule)
+    plan = PlanBuilder(phase, schedule, heads)
     plan.buffers["out"] = Buffer("out", (dims.B, dims.Hq, dims.Sq, dims.Dv), "data", "output")
     plan.buffers["lse"] = Buffer("lse", (dims.B, dims.Hq, dims.Sq), "float32", "output")
     pieces = _pieces(program.result)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spcomp.ir.launches import AttendLaunch, GatherLaunch, KeysLaunch, ScoreLaunch
+from spcomp.ir.launches import (
+    AttendLaunch,
+    GatherLaunch,
+    KeysLaunch,
+    ScoreLaunch,
+    WarpsLaunch,
+)
 from spcomp.ir.plan import Launch, Plan
 from spcomp.ir.target import Target
 
@@ -64,7 +70,9 @@ def on_chip_bytes(
 
 def _tiles(launch: Launch) -> Iterator[tuple[int, int, int]]:
     """Yield the rows, keys and stages a program with tiles in flight holds."""
-    if isinstance(launch, AttendLaunch):
+    if isinstance(launch, WarpsLaunch):
+        yield launch.rows, launch.step, launch.axis("stages")
+    elif isinstance(launch, AttendLaunch):
         yield launch.axis("block_q"), launch.axis("block_k"), launch.axis("stages")
     elif isinstance(launch, (GatherLaunch, KeysLaunch)):
         yield launch.axis("block_m"), launch.axis("block_k"), launch.axis("stages")

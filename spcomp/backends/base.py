@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from spcomp.ir.passes.fit_target import Refusal
 from spcomp.ir.plan import Plan
 from spcomp.ir.program import Program
-from spcomp.ir.schedule import AxisSpace, KernelAxes
+from spcomp.ir.schedule import AxisSpace, KernelAxes, Schedule
 from spcomp.ir.target import Target
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backend",
-    "BuiltKernel",
     "Executable",
+    "Export",
     "Refusal",
     "Source",
     "SourceFile",
@@ -32,16 +32,27 @@ MAX_HEAD_DIM = 256
 
 @dataclass(frozen=True, slots=True)
 class Specialisation:
-    """What a kernel is specialised on: dtype and head dimensions. Never a length."""
+    """What a kernel is specialised on: dtype and head dimensions. Never a length.
+
+    is_aligned: every row of q, k and v begins at a multiple of 16 bytes, at a place of its own.
+    heads: Hq and Hkv, zeros when they are not known."""
 
     dtype: str
     head_dim: int
     value_dim: int
+    is_aligned: bool = True
+    heads: tuple[int, int] = (0, 0)
 
     @property
     def element_bytes(self) -> int:
         """Bytes of one element of q, k and v."""
         return ELEMENT_BYTES[self.dtype]
+
+
+def default_schedule(backend: Backend, target: Target, spec: Specialisation) -> Schedule:
+    """Give the schedule that nobody tuned."""
+    lacking = tuple(backend.lacking(target, spec).items())
+    return Schedule("query_major", backend.axes(target, spec), lacking=lacking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +81,18 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltKernel:
-    """What the compiler said about one kernel built without a card."""
+class Export:
+    """What a source is to somebody who builds with it: `spcomp compile` writes it.
 
-    kernel: str
-    launch: int
-    target: str
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    binary_bytes: int
-    binary: bytes
-    warps: int
-    stages: int
-    warnings: tuple[str, ...] = ()
+    files: contents by path, relative and with forward slashes. manifest: what `manifest.json` says
+    beside the plan and its target; values of JSON, among them "rung". columns, rows: the table that
+    is printed; the first column names, the others count.
+    """
+
+    files: Mapping[str, bytes]
+    manifest: Mapping[str, Any]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[object, ...], ...]
 
 
 class Executable(Protocol):
@@ -135,6 +144,10 @@ class Backend(Protocol):
         """The default schedule axes of every kernel it may launch."""
         ...
 
+    def lacking(self, target: Target, spec: Specialisation) -> Mapping[str, str]:
+        """The kernels of this chip that these tensors cannot have, each with the reason."""
+        ...
+
     def space(self, target: Target, spec: Specialisation) -> AxisSpace:
         """The values each schedule axis may take, by kernel and axis; the default is among them."""
         ...
@@ -151,11 +164,21 @@ class Backend(Protocol):
         """Generate the source of every launch."""
         ...
 
-    def compile(self, source: Source) -> tuple[BuiltKernel, ...]:
-        """Compile every kernel for its target, which need not be here.
+    def export(self, source: Source, program: Program) -> Export:
+        """Give what is written for a target, which need not be here.
 
-        Raises: Refused, where it has no compiler that works without the device or the compiler
-        fails.
+        program: what the source was made from, in the terms of the pattern, for a backend that
+        proves what it writes.
+        Raises: Refused, where there is nothing to write or the compiler fails.
+        """
+        ...
+
+    def compile_ahead(self, source: Source) -> Mapping[str, int]:
+        """Compile into the cache what the first launch would compile, without the device.
+
+        Gives what the compiler told of it as fields of a tuning row; nothing where there is nothing
+        to compile.
+        Raises: Refused, when the compiler fails.
         """
         ...
 

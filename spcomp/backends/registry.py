@@ -14,6 +14,7 @@ from spcomp.ir.target import Target
 SHIPPED = {
     "reference": "spcomp.backends.reference",
     "triton": "spcomp.backends.triton",
+    "ascendc": "spcomp.backends.ascendc",
 }
 
 

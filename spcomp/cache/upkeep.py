@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spcomp.cache import entry as form
+from spcomp.cache.built import BUILT
 from spcomp.cache.entry import Damaged
 from spcomp.cache.store import STALE_S, Store, remove
 
@@ -26,7 +27,8 @@ DIGEST = re.compile(rf"[0-9a-f]{{{form.DIGEST_DIGITS}}}")
 class Listed:
     """One entry as its folder tells: meta is empty and problem says why where that is damaged.
 
-    last_used: seconds since the epoch."""
+    folder: a file that was built beside entries is one by itself. last_used: seconds since the
+    epoch."""
 
     digest: str
     folder: Path
@@ -44,6 +46,8 @@ class Contents:
     entry_bytes: int
     tunings: int
     tuning_bytes: int
+    built: int
+    built_bytes: int
     leftovers: int
 
 
@@ -59,6 +63,15 @@ def listed(store: Store) -> Iterator[Listed]:
         with contextlib.suppress(OSError):  # gone in the meantime
             used = _last_used(folder)
             yield Listed(folder.name, folder, _bytes_below(folder), used, meta, problem)
+
+
+def built_files(store: Store) -> Iterator[Listed]:
+    """Yield what backends have built beside entries; the digest is the name of the file."""
+    for group in sorted(_items(store.folder / BUILT)):
+        for path in sorted(_files(group)):
+            with contextlib.suppress(OSError):  # gone in the meantime
+                held = path.lstat()
+                yield Listed(path.name, path, held.st_size, held.st_mtime, {})
 
 
 def problem_of(item: Listed) -> str:
@@ -77,11 +90,14 @@ def contents(store: Store) -> Contents:
     folders = list(_folders(store.kernels))
     records = [p for p in _files(store.folder / TUNING) if p.suffix == ".jsonl"]
     staged = list(_items(store.staging))
+    built = list(built_files(store))
     return Contents(
         len(folders),
         sum(_bytes_below(f) for f in folders),
         len(records),
         _bytes_below(store.folder / TUNING),
+        len(built),
+        sum(item.bytes for item in built),
         len(staged),
     )
 
@@ -89,10 +105,11 @@ def contents(store: Store) -> Contents:
 def prune(
     store: Store, *, most_bytes: int | None = None, most_age_s: float | None = None
 ) -> list[Listed]:
-    """Remove the entries used least recently until the rest holds at most `most_bytes`, and those
-    not used for `most_age_s`; and what processes that are gone left behind. Gives what went."""
+    """Remove the entries and built files used least recently until the rest holds at most
+    `most_bytes`, and those not used for `most_age_s`; and what processes that are gone left behind.
+    Gives what went."""
     now, kept, gone = time.time(), 0, []
-    for item in sorted(listed(store), key=lambda item: -item.last_used):
+    for item in sorted([*listed(store), *built_files(store)], key=lambda item: -item.last_used):
         too_old = most_age_s is not None and now - item.last_used > most_age_s
         too_much = most_bytes is not None and kept + item.bytes > most_bytes
         if (too_old or too_much) and store.discard(item.folder):
@@ -104,8 +121,10 @@ def prune(
 
 
 def clear(store: Store) -> int:
-    """Remove every entry and every tuning record; gives how many entries went."""
+    """Remove every entry, built file and tuning record; gives how many entries went."""
     gone = sum(store.discard(folder) for folder in _folders(store.kernels))
+    for item in list(built_files(store)):
+        store.discard(item.folder)
     store.discard(store.folder / TUNING)
     _sweep(store)
     return gone

@@ -58,6 +58,8 @@ def info(json_: bool) -> None:
         "entry bytes": held.entry_bytes,
         "tuning records": held.tunings,
         "tuning bytes": held.tuning_bytes,
+        "built files": held.built,
+        "built bytes": held.built_bytes,
         "left in staging": held.leftovers,
     }
     if json_:
@@ -103,26 +105,31 @@ def verify(json_: bool) -> None:
 
 
 @cache.command()
-@click.option("--max-size", type=Measure("2GiB", UNITS), help="What the entries may hold at most.")
+@click.option("--max-size", type=Measure("2GiB", UNITS), help="What all may hold at most.")
 @click.option("--older-than", type=Measure("30d", SECONDS), help="What was not used for so long.")
 def prune(max_size: int | None, older_than: int | None) -> None:
-    """Remove entries, those used least recently first, and what dead processes left behind."""
+    """Remove entries and built files, those used least recently first, and what dead processes left
+    behind."""
     if max_size is None and older_than is None:
         raise click.UsageError("give --max-size, --older-than, or both.")
-    gone = upkeep.prune(_writable_store(), most_bytes=max_size, most_age_s=older_than)
-    click.echo(f"removed {len(gone)} entries, {mebibytes(sum(row.bytes for row in gone))}")
+    store = _writable_store()
+    gone = upkeep.prune(store, most_bytes=max_size, most_age_s=older_than)
+    entries = sum(row.folder.is_relative_to(store.kernels) for row in gone)
+    what = f"{entries} entries and {len(gone) - entries} built files"
+    click.echo(f"removed {what}, {mebibytes(sum(row.bytes for row in gone))}")
 
 
 @cache.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clear(yes: bool) -> None:
-    """Remove every entry and every tuning record."""
+    """Remove every entry, every built file and every tuning record."""
     store = _writable_store()
     held = upkeep.contents(store)
     if not yes:
-        what = f"{held.entries} entries and {held.tunings} tuning records"
+        what = f"{held.entries} entries, {held.built} built files and {held.tunings} tuning records"
         click.confirm(f"remove {what} in {store.folder}?", abort=True, err=True)
-    click.echo(f"removed {upkeep.clear(store)} entries and {held.tunings} tuning records")
+    rest = f"{held.built} built files and {held.tunings} tuning records"
+    click.echo(f"removed {upkeep.clear(store)} entries, {rest}")
 
 
 @cache.command()

@@ -28,7 +28,8 @@ DECODE = {"Sq": 1}
 @shape_option("Lengths; by default small awkward ones.")
 @dtype_option
 @click.option(
-    "--backend", help="reference or triton. By default triton with a card, reference without one."
+    "--backend",
+    help="reference, triton or ascendc. By default triton with a card, reference without one.",
 )
 @click.option("--device", help="A torch device. By default the card, else the CPU.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -52,7 +53,7 @@ def check(
     check_is_mask(made)
     where = device or _device()
     name = backend or ("triton" if where.startswith("cuda") else "reference")
-    prefill = INTERPRETED if name == "triton" and where == "cpu" else PREFILL
+    prefill = INTERPRETED if name != "reference" and where == "cpu" else PREFILL
     shapes = [shape] if shape is not None else [prefill, {**prefill, **DECODE}]
     results = []
     for lengths in shapes:

@@ -1,9 +1,10 @@
-"""`spcomp compile`: source, binaries and a manifest for a chip that need not be here."""
+"""`spcomp compile`: what a backend makes for a chip that need not be here, and a manifest."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,6 @@ from typing import Any
 import click
 
 from spcomp import compiler
-from spcomp.autotune.survey import installed
-from spcomp.backends.base import BuiltKernel, Source
 from spcomp.cli.options import (
     Setup,
     as_json,
@@ -28,8 +27,6 @@ from spcomp.cli.patterns import load_pattern
 from spcomp.ir.plan import Plan
 from spcomp.ir.text import print_plan, print_program
 from spcomp.version import VERSION
-
-BINARY = {"cuda": ".cubin", "hip": ".hsaco"}
 
 
 @click.command("compile", short_help="Write source, binaries and a manifest for a target.")
@@ -73,14 +70,19 @@ def compile_files(
     source = compiler.emit(plan, setup.backend, setup.target, setup.spec)
     _make(folder)
     say(f"compiling {len(source.files)} kernels of {plan.pattern} for {setup.target.title}")
-    built = setup.backend.compile(source)
-    texts = {"pattern.ir": print_program(made.program), "plan.txt": print_plan(plan)}
-    manifest = _manifest(plan, source, setup, built)
-    _write(folder, source, built, {**texts, "manifest.json": json.dumps(manifest, indent=2)})
+    export = setup.backend.export(source, made.program)
+    manifest = {**_about(plan, setup), **export.manifest}
+    texts = {
+        "pattern.ir": print_program(made.program),
+        "plan.txt": print_plan(plan),
+        "manifest.json": json.dumps(manifest, indent=2),
+    }
+    own = {name: (text.rstrip("\n") + "\n").encode() for name, text in texts.items()}
+    _write(folder, {**export.files, **own})
     if json_:
         print_json({"folder": str(folder), **manifest})
     else:
-        _print(manifest)
+        print_table(export.columns, export.rows)
         say(f"wrote {folder}")
 
 
@@ -94,12 +96,10 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _manifest(
-    plan: Plan, source: Source, setup: Setup, built: tuple[BuiltKernel, ...]
-) -> dict[str, Any]:
+def _about(plan: Plan, setup: Setup) -> dict[str, Any]:
+    """Give the part of the manifest that no backend has a say in."""
     return {
         "spcomp": VERSION,
-        "triton": installed("triton"),
         "pattern": plan.pattern,
         "phase": plan.phase,
         "order": plan.order,
@@ -109,55 +109,22 @@ def _manifest(
         "dtype": setup.spec.dtype,
         "head_dim": setup.spec.head_dim,
         "value_dim": setup.spec.value_dim,
-        "rung": "compiled",
-        "kernels": [
-            {
-                "launch": kernel.launch,
-                "kernel": kernel.kernel,
-                "source": file.file_name,
-                "source_sha256": _sha256(file.text.encode()),
-                "binary": _binary_name(file.file_name, setup),
-                "binary_sha256": _sha256(kernel.binary),
-                "binary_bytes": kernel.binary_bytes,
-                "registers": kernel.registers,
-                "spill_bytes": kernel.spill_bytes,
-                "shared_bytes": kernel.shared_bytes,
-                "warps": kernel.warps,
-                "stages": kernel.stages,
-                "axes": dict(launch.axes),
-                "warnings": list(kernel.warnings),
-            }
-            for file, kernel, launch in zip(source.files, built, plan.launches(), strict=True)
-        ],
     }
 
 
-def _binary_name(source_name: str, setup: Setup) -> str:
-    return source_name.removesuffix(".py") + BINARY[setup.target.arch.partition(":")[0]]
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _write(
-    folder: Path, source: Source, built: tuple[BuiltKernel, ...], texts: Mapping[str, str]
-) -> None:
-    suffix = BINARY[source.target.arch.partition(":")[0]]
-    for file, kernel in zip(source.files, built, strict=True):
-        path = folder / file.file_name
-        path.write_text(file.text)
-        path.with_suffix(suffix).write_bytes(kernel.binary)
-    for name, text in texts.items():
-        (folder / name).write_text(text if text.endswith("\n") else text + "\n")
-
-
-def _print(manifest: Mapping[str, Any]) -> None:
-    columns = ("registers", "spill_bytes", "shared_bytes", "binary_bytes", "warps", "stages")
-    print_table(
-        ("kernel", *(c.replace("_", " ") for c in columns), "warnings"),
-        (
-            (k["source"], *(k[c] for c in columns), " ".join(k["warnings"]) or "-")
-            for k in manifest["kernels"]
-        ),
-    )
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write all files aside, then move each to its place, so that a full disk leaves no half of
+    them. What else lies in the folder stays."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as aside:
+            for name, content in files.items():
+                path = Path(aside, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            for name in files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(aside, name), folder / name)
+    except OSError as error:
+        raise click.BadParameter(
+            f"cannot write to the folder {folder}: {error.strerror}.", param_hint="-o"
+        ) from None

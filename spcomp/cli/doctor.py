@@ -12,6 +12,7 @@ import click
 from spcomp import settings
 from spcomp.autotune.survey import installed
 from spcomp.backends import registry
+from spcomp.backends.base import Backend
 from spcomp.cli.options import as_json
 from spcomp.cli.output import print_json, print_table
 from spcomp.errors import SpcompError
@@ -54,17 +55,23 @@ def _devices() -> list[str]:
 
 
 def _backends() -> dict[str, dict[str, str]]:
-    """Say of each backend which target this machine's own device is, or why there is none."""
+    """Say of each backend which target this machine's own device or its CPU is, or why neither."""
     rows = {}
     device = "cuda" if any(d.startswith("cuda") for d in _devices()) else "cpu"
     for name in registry.names():
         backend = registry.backend(name)
-        try:
-            status = f"runs here on {backend.target_of(device).title}"
-        except SpcompError as error:
-            status = str(error).splitlines()[0].partition(": ")[2]
+        found = [_status(backend, where) for where in dict.fromkeys((device, "cpu"))]
+        status = next((text for text, runs in found if runs), found[0][0])
         rows[name] = {"status": status, "targets": ", ".join(backend.targets())}
     return rows
+
+
+def _status(backend: Backend, device: str) -> tuple[str, bool]:
+    """Give a sentence, and whether the backend runs on the device."""
+    try:
+        return f"runs here on {backend.target_of(device).title}", True
+    except SpcompError as error:
+        return str(error).splitlines()[0].partition(": ")[2], False
 
 
 def _cache() -> dict[str, Any]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from spcomp.backends import registry
-from spcomp.backends.base import Backend, Specialisation
+from spcomp.backends.base import Backend, Specialisation, default_schedule
 from spcomp.cli.patterns import Value
 from spcomp.errors import HeadsDoNotDivide
+from spcomp.ir.plan import LoopOrder
 from spcomp.ir.schedule import Schedule
 from spcomp.ir.target import Target
 
@@ -25,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 PHASES = ("prefill", "decode")
-ORDERS = ("query_major", "key_major", "gather")
+ORDERS: tuple[LoopOrder, ...] = get_args(LoopOrder)
 
 
 class Dtype(ParamType):
@@ -149,7 +150,7 @@ def schedule_of(setup: Setup, axes: tuple[tuple[str, str, int], ...]) -> Schedul
     """Give the backend's schedule with some axes changed; None when none is."""
     if not axes:
         return None
-    schedule = Schedule("query_major", setup.backend.axes(setup.target, setup.spec))
+    schedule = default_schedule(setup.backend, setup.target, setup.spec)
     for kernel, axis, value in axes:
         schedule = schedule.changed({kernel: {axis: value}})
     return schedule

@@ -135,7 +135,8 @@ def _show_source(plan: Plan, setup: Setup, json_: bool) -> None:
         print_json({"pattern": plan.pattern, "level": "source", "files": files})
         return
     for file in source.files:
-        click.echo(f"# ==== {file.file_name}\n{file.text}")
+        comment = "#" if file.suffix == ".py" else "//"
+        click.echo(f"{comment} ==== {file.file_name}\n{file.text}")
 
 
 def _show_graph(program: Program, plan: Plan, drawn: str, json_: bool) -> None:

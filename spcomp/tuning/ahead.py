@@ -13,9 +13,9 @@ from torch import Tensor
 
 from spcomp import api, arguments, compiler, processors
 from spcomp.backends import registry
+from spcomp.backends.base import default_schedule
 from spcomp.dsl.pattern import Pattern
 from spcomp.errors import SpcompError
-from spcomp.ir.schedule import Schedule
 
 MOST_AT_ONCE = 16
 LEFT_FREE = 2  # processors for the process that measures and for its parent
@@ -27,18 +27,19 @@ class Ahead:
     On a device whose kernels need no compiling, and where there is no processor to spare, nothing
     is done ahead and every candidate is compiled when it is tried."""
 
-    def __init__(self, pattern: Pattern, backend: str, device: str, q: Tensor, v: Tensor) -> None:
-        """q, v: of the sample; their dtype and head dimensions, and the rows of q, are what counts
-        here."""
+    def __init__(
+        self, pattern: Pattern, backend: str, device: str, q: Tensor, k: Tensor, v: Tensor
+    ) -> None:
+        """q, k, v: of the sample; what kernels are specialised on and the rows of q count here."""
         self._pattern, self._backend = pattern, registry.backend(backend)
         self._target = self._backend.target_of(device)
-        self._spec = arguments.specialisation(q, v)
+        self._spec = arguments.specialisation(q, k, v)
         self._phase = api.phase_of(q)
         self._workers = min(MOST_AT_ONCE, processors.usable() - LEFT_FREE)
         if not device.startswith("cuda"):
             self._workers = 0
         self._pool: ThreadPoolExecutor | None = None
-        self._under_way: dict[str, Future[int]] = {}
+        self._under_way: dict[str, Future[Mapping[str, int]]] = {}
 
     def begin(self, candidates: Iterable[Mapping[str, Any]]) -> None:
         """Start compiling candidates, in this order."""
@@ -56,13 +57,13 @@ class Ahead:
         if job is None or job.cancel():
             return {}
         try:
-            return {"spill_bytes": job.result()}
+            return dict(job.result())
         except (SpcompError, OSError):
             return {}
 
-    def _compile(self, candidate: Mapping[str, Any]) -> int:
+    def _compile(self, candidate: Mapping[str, Any]) -> Mapping[str, int]:
         axes = {kernel: dict(values) for kernel, values in candidate["axes"]}
-        schedule = Schedule("query_major", self._backend.axes(self._target, self._spec))
+        schedule = default_schedule(self._backend, self._target, self._spec)
         plan = compiler.lower(
             self._pattern,
             backend=self._backend,
@@ -73,7 +74,7 @@ class Ahead:
             schedule=schedule.changed(axes),
         )
         source = compiler.emit(plan, self._backend, self._target, self._spec)
-        return sum(kernel.spill_bytes for kernel in self._backend.compile(source))
+        return self._backend.compile_ahead(source)
 
 
 def _name(candidate: Mapping[str, Any]) -> str:

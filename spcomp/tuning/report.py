@@ -11,10 +11,9 @@ from spcomp.autotune.pin import line_to_paste
 from spcomp.autotune.record import Candidate, Row, Tuning
 from spcomp.autotune.report import needs_plotly
 from spcomp.backends import registry
-from spcomp.backends.base import Specialisation
+from spcomp.backends.base import Specialisation, default_schedule
 from spcomp.dsl.pattern import Pattern
 from spcomp.errors import NothingToTune
-from spcomp.ir.schedule import Schedule
 from spcomp.tuning.setting import WITHOUT_DEVICE
 
 
@@ -61,7 +60,7 @@ class Tuned:
         call = self.tuning.call
         spec = Specialisation(call.dtype, call.shape["D"], call.shape["Dv"])
         target = registry.target(call.target)
-        default = Schedule("query_major", registry.backend(call.backend).axes(target, spec))
+        default = default_schedule(registry.backend(call.backend), target, spec)
         kernels = []
         for kernel, axes in candidate.axes:
             usual = default.of(kernel)

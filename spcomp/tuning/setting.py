@@ -117,7 +117,7 @@ def setting_of(
         q, k, v = _three(name, sample)
         lengths = arguments.dims_of(q, k, v)
         arguments.check_tensors(q, k, v)
-        spec = arguments.specialisation(q, v)
+        spec = arguments.specialisation(q, k, v)
         where, sample = str(q.device), (q, k, v)
         sample_name = samples.digest_of({"q": q, "k": k, "v": v})
     else:
@@ -125,7 +125,8 @@ def setting_of(
         lengths = dict(shape)
         where = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
         sample_name = f"random, seed {seed}"
-        spec = Specialisation(_float(dtype), lengths.get("D", 0), lengths.get("Dv", 0))
+        heads = lengths.get("Hq", 0), lengths.get("Hkv", 0)
+        spec = Specialisation(_float(dtype), lengths.get("D", 0), lengths.get("Dv", 0), heads=heads)
     _check_lengths(name, lengths)
     is_run = where.startswith("cuda") or backend is not None
     if is_run:

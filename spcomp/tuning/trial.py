@@ -74,7 +74,7 @@ class CardBench:
         self.pattern = Pattern(parse_program(request["pattern"]), tables)
         self.backend: str = request["backend"]
         self.is_timed = self.q.is_cuda
-        self.ahead = Ahead(self.pattern, self.backend, self.device, self.q, self.v)
+        self.ahead = Ahead(self.pattern, self.backend, self.device, self.q, self.k, self.v)
         self.ahead.begin(request["ahead"])
         self.standard: checking.Standard | None = None
         self.default = self._baseline(request["baseline"])

@@ -18,6 +18,7 @@ from spcomp.tuning.setting import Setting
 from spcomp.tuning.worker import TRIAL, Died, NotStarted, Worker
 
 BY_MODEL = "ranked by the cost model, not timed"
+NO_CHOICE = "it has one schedule alone, so there was nothing to choose"
 RANDOM = "the sample is random: what it keeps of attention says nothing of a model"
 GRAPHED = "times are of CUDA graphs: the device's work, without that of the host"
 NOT_GRAPHED = "could not be captured in a CUDA graph; its time includes the host's"
@@ -64,6 +65,8 @@ class Trials:
         """Try a candidate."""
         if self.tried == 0 and not self._setting.is_timed:
             self._say_untimed()
+        if self.tried == 0 and not self._has_choice():
+            self._note(NO_CHOICE)
         self.tried += 1
         predicted_ms = self._space.judge(candidate).predicted_ms
         if not self._setting.runs:
@@ -144,6 +147,10 @@ class Trials:
             self._note(why)
         else:
             self._recorder.kept(Kept(int(kept.pop("tokens")), **kept))
+
+    def _has_choice(self) -> bool:
+        found = self._space
+        return len(found.candidates()) > 1 or any(row.status == "pruned" for row in found.rows)
 
     def _note(self, text: str) -> None:
         if text not in self._recorder.tuning().notes:

@@ -152,14 +152,15 @@ def test_a_gradient_without_a_backward_is_refused() -> None:
 
 def test_an_unknown_backend_is_refused() -> None:
     assert text_of(lambda: sp.compile(moba, backend="cuda")) == (
-        "UnknownBackend: there is no backend 'cuda'.\n  help: choose one of reference, triton."
+        "UnknownBackend: there is no backend 'cuda'.\n"
+        "  help: choose one of reference, triton, ascendc."
     )
 
 
 def test_an_unknown_loop_order_is_refused() -> None:
     assert text_of(lambda: sp.compile(moba, order="diagonal")) == (  # type: ignore[arg-type]
         "UnknownChoice: compile was given order = 'diagonal'.\n"
-        "  help: choose one of 'query_major', 'key_major', 'gather'."
+        "  help: choose one of 'query_major', 'query_major_ws', 'key_major', 'gather'."
     )
 
 

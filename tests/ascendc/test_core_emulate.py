@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +187,20 @@ def test_the_headers_give_no_warning(tmp_path: Path) -> None:
     command += [f"-I{emulate.HEADERS}", str(source), "-o", str(tmp_path / "kernel.o")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:2000]
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"no header")])
+def test_headers_compiled_once_are_a_help_and_no_need(
+    harm: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPCOMP_CACHE_DIR", str(tmp_path))
+    source = 'extern "C" __global__ __aicore__ void k(GM_ADDR) {}\n'
+    first = compile_kernel(f'#include "kernel_operator.h"\n{source}', "k")
+    folder = tmp_path / "built" / "ascendc-emulator"
+    (compiled,) = folder.glob("*.h.gch")
+    assert first.library.parent == folder
+    harm(compiled)
+    second = compile_kernel(f'#include "kernel_operator.h"\n{source}// another\n', "k")
+    assert second.library != first.library
+    assert not second.run([Buffer("x", np.zeros(1, np.float32))]).warnings
+    assert list((tmp_path / "staging").iterdir()) == []

@@ -196,7 +196,9 @@ def run(
     made, workspace_bytes = compiled(case.kernel)
     first, length = case.rows or (0, case.Sq)
     rows = case.out_row0 + length + 2
-    out = torch.full((case.B, case.Hq, rows, case.kernel.value_dim), 7.0, dtype=q.dtype)
+    shape = (case.B, rows, case.Hq) if case.spread else (case.B, case.Hq, rows)
+    held_out = torch.full((*shape, case.kernel.value_dim), 7.0, dtype=q.dtype)
+    out = held_out.transpose(1, 2) if case.spread else held_out
     lse = torch.full((case.B, case.Hq, rows), 7.0)
     workspace = torch.full((workspace_bytes * case.launch.blocks // 4,), torch.nan)
     values = {name: getattr(case, name) for name in ("B", "Hq", "Hkv", "Hl", "Sq", "Skv", "width")}
@@ -211,7 +213,7 @@ def run(
         for name, t in inputs.items()
     ]
     arguments += [Buffer("indices", indices, True), Buffer("counts", counts, True)]
-    arguments += [Buffer("out", out), Buffer("lse", lse), Buffer("workspace", workspace)]
+    arguments += [Buffer("out", held_out), Buffer("lse", lse), Buffer("workspace", workspace)]
     statistics = (kernel or made).run([*arguments, tiling], case.launch)
     slab = slice(case.out_row0, case.out_row0 + length)
     for tensor in (out, lse):
@@ -288,3 +290,75 @@ def test_nothing_listed_and_nothing_visible_give_zero() -> None:
 
 def test_a_negative_scale_hides_as_well() -> None:
     check(replace(SHAPES["uneven"], scale=-0.2))
+
+
+HOLED = Kernel(
+    "float16",
+    80,
+    48,
+    256,
+    granule=16,
+    predicate=Predicate(
+        (
+            Span("0", "Least(FloorDiv(q - 7, 2) + 1, 63)"),
+            Span("Most(q - 200, 64)", "CeilDiv(q + 1, 4) * 4"),
+        ),
+        lambda q, k, sq, skv: (
+            k < min((q - 7) // 2 + 1, 63) or max(q - 200, 64) <= k < -(-(q + 1) // 4) * 4
+        ),
+    ),
+)
+"""Query 264 sees of the first 256 keys all but 63, and small queries see none."""
+
+ALL_LISTED = {"Hq": 8, "Hkv": 2, "Hl": 8}
+EDGES = {
+    "last-key-hidden": Case(WIDE, **ALL_LISTED, Sq=150, Skv=150, rows=(62, 1)),
+    "last-key-of-the-second-part-hidden": Case(
+        TILE, **ALL_LISTED, Sq=300, Skv=300, rows=(126, 1), width=3
+    ),
+    "one-key-hidden": Case(HOLED, **ALL_LISTED, Sq=530, Skv=530, rows=(264, 1)),
+    "first-key-hidden": Case(HOLED, **ALL_LISTED, Sq=530, Skv=530, rows=(265, 1)),
+    "nothing-to-much": Case(HOLED, Hq=3, Hkv=3, Hl=3, Sq=300, Skv=300, rows=(0, 90)),
+    "holes": Case(HOLED, Hq=2, Hkv=1, Hl=2, Sq=530, Skv=530, rows=(256, 40)),
+    "sink-beyond-the-window": Case(ODD, Hq=4, Hkv=2, Hl=2, Sq=530, Skv=530, rows=(208, 40)),
+    "a-tile-of-no-rows": Case(TILE, Hq=4, Hkv=1, Hl=1, Sq=96, Skv=140, width=2),
+    "a-piece-of-no-keys": Case(ODD, Hq=4, Hkv=2, Hl=2, Sq=17, Skv=384, width=2),
+    "heads-too-far-apart-for-a-load": Case(Sq=1024, Skv=64, width=1, rows=(5, 2)),
+    "two-queries-of-spread-outputs": Case(
+        UNEVEN, Hq=2, Hkv=1, Hl=1, Sq=2, Skv=300, spread=True, width=3
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_every_edge_is_the_models(name: str) -> None:
+    check(EDGES[name])
+
+
+@pytest.mark.parametrize("kernel", [TOKEN, TILE, ODD], ids=["one part", "two parts", "pieces"])
+def test_the_largest_score_may_be_any_key(kernel: Kernel) -> None:
+    """Without it in the row's maximum the weight of that key would overflow."""
+    blocks = 3
+    keys = blocks * kernel.unit
+    case = Case(kernel, Hq=1, Sq=keys, Skv=keys, width=blocks, rows=(keys - 1, 1), scale=1.0)
+    q, k, v, indices, counts = draw(case)
+    indices[...], counts[...] = torch.arange(blocks), blocks
+    sees = kernel.predicate.sees
+    for key in (0, 15, 16, 62, 63, 64, 127, kernel.unit - 1, keys - 64, keys - 1):
+        if sees(keys - 1, key, keys, keys):
+            q[...], k[...] = 1.0, 0.0
+            k[:, :, key] = 1.5
+            out, lse, _ = run(case, (q, k, v, indices, counts))
+            want_lse = torch.full_like(lse, 1.5 * kernel.head_dim)
+            torch.testing.assert_close(lse, want_lse, rtol=1e-3, atol=0.0)
+            torch.testing.assert_close(out[:, :, 0], v[:, :, key], rtol=1e-2, atol=1e-2)
+
+
+def test_one_key_may_have_a_stride_that_no_load_can_step() -> None:
+    case = Case(Hq=1, Sq=1, Skv=1, width=1)
+    q, k, v, indices, counts = draw(case)
+    k, v = (t.as_strided(t.shape, (64, 64, 70_000, 1)) for t in (k, v))
+    out, lse, _ = run(case, (q, k, v, indices, counts))
+    want_out, want_lse = model(case, (q, k, v, indices, counts))
+    torch.testing.assert_close(out.double(), want_out, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=2e-3, atol=1e-3)

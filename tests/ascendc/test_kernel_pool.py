@@ -169,3 +169,13 @@ def test_every_specialisation_fits_the_unified_buffer(
     context = Kind(head_dim=head_dim, block=block, stride=stride).context()
     assert context.part <= block and context.span <= 4095
     assert context.units == 1 or not context.is_split
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2], KINDS[3], KINDS[5], KINDS[6]], ids=str)
+def test_a_load_may_bring_two_strided_tokens_or_one_without_a_stride(kind: Kind) -> None:
+    for tokens in (2, 258):
+        wide = drawn(kind, 1, tokens, 3, kind.head_dim + 16)
+        x = wide[..., : kind.head_dim].transpose(1, 2)
+        check(kind, x, all_units(kind, tokens), Launch(blocks=2))
+    one = drawn(kind, 1, 2, 1, kind.head_dim)
+    check(kind, one.as_strided(one.shape, (*one.stride()[:2], 1, 1)), 1)

@@ -311,3 +311,34 @@ def test_a_missing_flag_is_reported() -> None:
     assert line in source_of(case)
     with pytest.raises(EmulatorFault):
         launch(case, source_of(case).replace(line, ""), 2, False)
+
+
+FIFTH_AND_OWN = Predicate(
+    (Span("5", "6"), Span("q_lo + Skv - Sq - 1", "q_hi + Skv - Sq + 1")),
+    lambda lo, hi, sq, skv: [(5, 6), (lo + skv - sq - 1, hi + skv - sq + 1)],
+)
+NARROW = 65535  # elements between rows, the most that a load of the cube core can step
+
+
+def test_rows_before_the_first_key_see_nothing() -> None:
+    """The end of a span may be negative, where C++ divides towards zero."""
+    for forced in (NONE, FIFTH_AND_OWN):
+        check(replace(QUERY, queries=40, keys=33, units=9, forced=forced))
+        check(replace(MEAN, group=2, queries=45, keys=41, units=11, forced=forced))
+
+
+def test_several_spans_may_be_forced() -> None:
+    check(replace(QUERY, queries=150, keys=600, units=150, group=2, forced=FIFTH_AND_OWN))
+    check(replace(MEAN, group=4, queries=330, keys=330, units=99, forced=FIFTH_AND_OWN))
+
+
+def test_one_row_may_have_a_stride_that_no_load_can_step() -> None:
+    case = replace(MAX, group=128, kv_heads=4, queries=1, keys=9, units=1, is_strided=True)
+    rows, units = draw(case)
+    assert rows.stride(2) > NARROW and rows.stride(1) < NARROW
+    check(case)
+    wide = replace(QUERY, queries=1, keys=9, units=1)
+    rows, units = draw(wide)
+    far = torch.zeros(1, 1, 1, NARROW + 1 + wide.dim, dtype=units.dtype)
+    got, want, _ = run(wide, source_of(wide), rows, far[..., : wide.dim].copy_(units))
+    torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=1e-3)

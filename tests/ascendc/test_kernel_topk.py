@@ -106,6 +106,7 @@ def check(
 @pytest.mark.parametrize(
     ("lists", "units", "k", "width"),
     [
+        (5, 40, 0, 0),
         (1, 1, 1, 1),
         (5, 48, 4, 6),
         (70, 64, 8, 8),
@@ -217,3 +218,10 @@ def test_the_plan_of_the_unified_buffer_is_what_the_kernel_takes(
             copies = 2 if "[side]" in line else 1
             taken += copies * sizes[element] * int(eval(count.replace("/", "//"), {}, constants))
     assert taken == made.ub_bytes
+
+
+@pytest.mark.parametrize("units", [2049, 2057, 4097, 2111])
+def test_the_last_unit_counts_wherever_its_chunk_ends(units: int) -> None:
+    scores = drawn(3, units)
+    scores[:, -1] = 1e6
+    check(scores, 10, 16)

@@ -56,6 +56,8 @@ def draw_case(rng: np.random.Generator, number: int) -> tuple[int, ...]:
     dst_row = int(rng.integers(1, 3))
     dst_c0 = rows * dst_row + int(rng.integers(0, 5))
     dst_matrix = (-(-columns // c0) * dst_c0 + int(rng.integers(0, 3))) * c0
+    if matrices == 1:
+        src_matrix = dst_matrix = 0
     at_gm, at_l1 = int(rng.integers(0, 50)) * size, int(rng.integers(0, 9)) * models.BLOCK
     strides = (src_matrix, src_row, dst_c0, dst_row, dst_matrix)
     return (size, matrices, rows, columns, *strides, at_gm, at_l1)
@@ -126,6 +128,11 @@ WRONG.add(
     "columns closer than the rows are many",
     "DataCopy(x, a, Nd2NzParams{1, 20, 32, 0, 32, 16, 1, 0});",
     "already written",
+)
+WRONG.add(
+    "a stride to a matrix that is not there",
+    "DataCopy(x, a, Nd2NzParams{1, 16, 16, 256, 16, 16, 1, 0});",
+    "there is one matrix; they must be 0",
 )
 WRONG.add(
     "matrices that do not start on a block",

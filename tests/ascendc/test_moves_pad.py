@@ -185,6 +185,12 @@ WRONG.add(
     "nothing has written",
 )
 
+WRONG.add(
+    "a reserved field that is set",
+    "DataCopyPad(x, a, DataCopyExtParams{1, 2, 0, 0, 1}, none);",
+    "the reserved field is 1",
+)
+
 
 @pytest.mark.parametrize("name", WRONG.names)
 def test_a_wrong_padded_copy_is_reported(name: str) -> None:

@@ -118,6 +118,7 @@ FOUR = [32, 32, 32, 32, 0, 15, 768]
         (2, LISTS, [31, *FOUR[1:]], "more than one repeat needs four equally long lists"),
         (2, [*LISTS[:3], Operand(544)], FOUR, "more than one repeat needs"),
         (2, LISTS, [*FOUR[:4], 1, *FOUR[5:]], "more than one repeat needs"),
+        (1, LISTS, [*FOUR[:5], 7, *FOUR[6:]], "list 4 has .* pairs, but validBit leaves it out"),
         (2, LISTS, [*FOUR[:5], 7, 768], "more than one repeat needs"),
         (1, [Operand(224), *LISTS[1:]], FOUR, "dst overlaps src1"),
         (1, [Operand(4), *LISTS[1:]], FOUR, "dst starts at byte 4"),

@@ -264,7 +264,8 @@ UNREADABLE = {
         "line 2, row.candidate.axes.attend.warps is a text, not a whole number"
     ),
     changed_row(candidate={"order": "rows", "axes": {}}): (
-        "line 2, row.candidate.order is 'rows', not one of query_major, key_major, gather"
+        "line 2, row.candidate.order is 'rows', not one of query_major, query_major_ws, key_major, "
+        "gather"
     ),
 }
 

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from spcomp.cache import Store, upkeep
+from spcomp.cache.built import built_file
 from spcomp.cli import main
 from tests.cache.stores import FILES, key, names_below
 
@@ -127,7 +128,9 @@ def test_clear_asks_and_then_removes_everything(store: Store) -> None:
     (store.folder / "tuning" / "moba.jsonl").write_text("{}\n")
     assert run("clear", answer="n\n").exit_code == 1
     assert len(digests(store)) == 3
-    assert run("clear", "--yes").stdout == "removed 3 entries and 1 tuning records\n"
+    assert run("clear", "--yes").stdout == (
+        "removed 3 entries, 0 built files and 1 tuning records\n"
+    )
     assert [p for p in names_below(store.folder) if p.endswith((".json", ".jsonl"))] == []
 
 
@@ -267,3 +270,77 @@ def test_a_tampered_entry_of_an_archive_is_refused_and_the_others_taken(
     }
     assert digests(store) == wanted(2)
     assert names_below(store.staging) == []
+
+
+# ---- built files ---------------------------------------------------------------------------------
+
+
+def build(number: int, size: int = 1000) -> Path:
+    def make(path: Path) -> None:
+        path.write_bytes(b"x" * size)
+
+    return built_file("a-kind", f"{number}.so", make)
+
+
+def test_built_files_are_counted_and_no_entries(store: Store) -> None:
+    build(0), build(1)
+    told = json.loads(run("info", "--json").stdout)
+    assert (told["entries"], told["built_files"], told["built_bytes"]) == (3, 2, 2000)
+    assert digests(store) == wanted(0, 1, 2)
+    assert run("verify").stdout == "3 entries, 0 damaged\n"
+
+
+def test_a_built_file_is_made_once_and_appears_whole(store: Store) -> None:
+    file = build(0)
+    assert file == store.folder / "built" / "a-kind" / "0.so"
+    assert built_file("a-kind", "0.so", lambda path: pytest.fail("made twice")) == file
+
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        built_file("a-kind", "1.so", fail)
+    assert names_below(store.folder / "built") == ["a-kind", "a-kind/0.so"]
+    assert names_below(store.staging) == []
+
+
+def test_prune_goes_by_the_last_use_of_entries_and_built_files_alike(store: Store) -> None:
+    old, new = build(0), build(1)
+    entry_bytes = next(upkeep.listed(store)).bytes
+    for file, days in ((old, 1.5), (new, 0.5)):  # entries are 0, 1 and 2 days old
+        os.utime(file, (time.time() - 86400 * days,) * 2)
+    said = run("prune", "--max-size", f"{entry_bytes + 1000}B").stdout
+    assert said.startswith("removed 2 entries and 1 built files, ")
+    assert digests(store) == wanted(0) and new.exists() and not old.exists()
+    run("prune", "--older-than", "6h")
+    assert not new.exists() and digests(store) == wanted(0)
+
+
+def test_a_use_is_noted(store: Store) -> None:
+    file = build(0)
+    os.utime(file, (0, 0))
+    run("prune", "--max-size", "1GiB")
+    build(0)
+    run("prune", "--older-than", "1h")
+    assert file.exists()
+
+
+def test_what_may_not_be_kept_is_built_elsewhere(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = build(0)
+    monkeypatch.setenv("SPCOMP_CACHE_READ_ONLY", "1")
+    os.utime(kept, (0, 0))
+    assert build(0) == kept and kept.stat().st_mtime == 0
+    other = build(1)
+    assert not other.is_relative_to(store.folder) and other.read_bytes() == b"x" * 1000
+    assert names_below(store.folder / "built") == ["a-kind", "a-kind/0.so"]
+
+
+def test_clear_removes_built_files_too(store: Store) -> None:
+    file = build(0)
+    assert run("clear", "--yes").stdout == (
+        "removed 3 entries, 1 built files and 0 tuning records\n"
+    )
+    assert not file.exists()

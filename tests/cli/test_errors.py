@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from spcomp.cli import main
 
 SHIPPED = "block_topk, moba, quest, streaming_llm"
-ALL_TARGETS = "torch, sm80, sm90, sm100, gfx942, interpreter"
+ALL_TARGETS = "torch, sm80, sm90, sm100, gfx942, interpreter, ascend910b"
 
 
 def run(*args: str) -> Result:
@@ -282,7 +282,8 @@ def test_unknown_backend_lists_all() -> None:
     result = run("check", "moba", "--backend", "cuda")
     assert result.exit_code == 2
     assert result.stderr.endswith(
-        "UnknownBackend: there is no backend 'cuda'.\n  help: choose one of reference, triton.\n"
+        "UnknownBackend: there is no backend 'cuda'.\n"
+        "  help: choose one of reference, triton, ascendc.\n"
     )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import spcomp as sp
 from spcomp.backends import registry
 from spcomp.backends.reference.pattern import lists
+from spcomp.compiler import DECODE_ROWS
 from spcomp.dsl import Pattern
 from spcomp.errors import SpcompError
 from spcomp.patterns import block_topk, moba, quest, streaming_llm
@@ -24,9 +26,12 @@ PROBES = 8
 # ---- backends ------------------------------------------------------------------------------------
 
 
+ON_CPU = ("reference", "ascendc")
+
+
 def device_of(backend: str) -> str:
     """Give the device a backend is tried on."""
-    return "cuda" if torch.cuda.is_available() and backend != "reference" else "cpu"
+    return "cuda" if torch.cuda.is_available() and backend not in ON_CPU else "cpu"
 
 
 def why_not(backend: str) -> str | None:
@@ -36,6 +41,37 @@ def why_not(backend: str) -> str | None:
     except SpcompError as error:
         return str(error)
     return None
+
+
+LACKS = {
+    "ascendc": {
+        "quest": "the ascendc backend refuses pooling by minmax",
+        "quest-shared": "the ascendc backend refuses pooling by minmax",
+        "streaming_llm": "this backend has no kernel tiles, attend",
+        "dense": "this backend has no kernel tiles, attend",
+        "documents": "this backend has no kernel tiles, attend",
+        "per_head": "this backend has no kernel tiles, attend",
+        "union": "this backend has no kernel tiles, attend",
+        "intersection": "the ascendc backend refuses scores with heads='all'",
+        "softcapped": "this backend has no kernel tiles, attend",
+        "merged": "this backend has no kernel tiles, attend",
+        "given": "the ascendc backend refuses the pattern's own tensor table0_list",
+        "query_major": "this backend has no kernel tiles, attend",
+        "key_major": "this backend has no kernel invert_count",
+    }
+}
+"""What a backend refuses by name: a pattern of PATTERNS or a loop order, and what it says."""
+
+
+def refuses(backend: str, name: str, call: Callable[[], object]) -> bool:
+    """Tell whether a backend lacks what a pattern needs: it says so, or nothing is called."""
+    said = LACKS.get(backend, {}).get(name)
+    if said is None:
+        return False
+    with pytest.raises(SpcompError) as caught:
+        call()
+    assert said in str(caught.value)
+    return True
 
 
 # ---- patterns ------------------------------------------------------------------------------------
@@ -129,6 +165,8 @@ class Case:
     d: int
     dtype: torch.dtype = torch.float32
     layout: str = "plain"
+    columns: int = 0
+    """Of v; 0 for as many as it needs."""
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -140,7 +178,8 @@ class Case:
         """Draw q and k, and make v the identity beside a few random columns."""
         q = self._laid_out(torch.randn(self.b, self.hq, self.sq, self.d))
         k = self._laid_out(torch.randn(self.b, self.hkv, self.skv, self.d))
-        columns = torch.randn(self.b, self.hkv, self.skv, PROBES)
+        spare = self.columns - self.skv * probe if self.columns else PROBES
+        columns = torch.randn(self.b, self.hkv, self.skv, spare)
         eye = torch.eye(self.skv).expand(self.b, self.hkv, -1, -1)
         v = self._laid_out(torch.cat([eye, columns], dim=-1) if probe else columns)
         return q.to(device), k.to(device), v.to(device)
@@ -194,8 +233,33 @@ PATTERNS: dict[str, Callable[[Case], Pattern]] = {
 }
 
 
+SPECIALISED = {
+    "block_topk": (torch.bfloat16, 80),
+    "moba-wide": (torch.bfloat16, 128),
+}
+"""Dtype and head dimension of the patterns that a cube core runs in others than float16 and 64."""
+
+COLUMNS = 128
+"""Of v, where kernels are specialised for seconds: one number that all short cases fit in."""
+
+DECODED = ("block_topk-few",)
+"""Patterns that are tried in decode too where kernels are compiled for seconds."""
+
+
+def adapted(backend: str, case: Case, name: str = "") -> Case:
+    """Give a case in a dtype and head dimensions that a backend has; lengths and layout stay."""
+    if backend != "ascendc":
+        return case
+    dtype, d = SPECIALISED.get(name, (torch.float16, 64))
+    return replace(case, dtype=dtype, d=d, columns=COLUMNS)
+
+
 def cases_of(backend: str, name: str) -> tuple[Case, ...]:
     """Give the cases to try a pattern on; patterns take turns where a backend is slow."""
+    if backend == "ascendc":
+        fit = [c for c in CASES if c.sq > DECODE_ROWS or name in DECODED]
+        most = 1 if name in LACKS[backend] else len(fit)
+        return tuple(adapted(backend, case, name) for case in fit[:most])
     if device_of(backend) != "cpu" or backend == "reference":
         return (*CASES, *LONGER)
     first = list(PATTERNS).index(name)

@@ -107,7 +107,7 @@ def test_a_wrong_kernel_is_caught_on_the_card(monkeypatch: pytest.MonkeyPatch) -
     bench.device, bench.backend, bench.is_timed = DEVICE, "triton", True
     bench.q, bench.k, bench.v, bench.pattern = q, k, v, block_topk(block=64)
     bench.standard, bench.default = None, None
-    bench.ahead = trial.Ahead(bench.pattern, "triton", DEVICE, q, v)
+    bench.ahead = trial.Ahead(bench.pattern, "triton", DEVICE, q, k, v)
     notes: list[str] = []
     assert bench._reference(notes) is not None
     assert notes == []

@@ -145,8 +145,8 @@ def test_wide_calls_go_over_several_lines() -> None:
 HEAD = 'pattern p()\n%0 = Input(name="q", role="query")\n'
 KEYS = HEAD + '%1 = Input(name="k", role="key")\n'
 LAUNCHES = (
-    "PoolLaunch, SelectLaunch, ScoreLaunch, TopKLaunch, TilesLaunch, AttendLaunch, GatherLaunch, "
-    "InvertLaunch, KeysLaunch, MergeLaunch"
+    "PoolLaunch, SelectLaunch, ScoreLaunch, TopKLaunch, TilesLaunch, AttendLaunch, "
+    "WarpsLaunch, GatherLaunch, InvertLaunch, KeysLaunch, MergeLaunch"
 )
 STAGES = (
     "Input, Captured, Downsample, State, Score, TopK, Given, Sink, Local, Causal, Everything, "
@@ -276,7 +276,7 @@ WRONG_PLANS = [
     ('plan "p" train gather', "names the unknown phase 'train' (known: prefill, decode)", 1),
     (
         'plan "p" decode across',
-        "names the unknown order 'across' (known: query_major, key_major, gather)",
+        "names the unknown order 'across' (known: query_major, query_major_ws, key_major, gather)",
         1,
     ),
     (PLAN_HEAD, "is the last, and no line returns the results", 1),

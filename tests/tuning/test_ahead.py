@@ -25,8 +25,8 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ahead:
     monkeypatch.setenv("SPCOMP_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(TritonBackend, "target_of", lambda self, device: registry.target("sm90"))
     monkeypatch.setattr(processors, "usable", lambda: 10)
-    q, _, v = tensors()
-    return Ahead(streaming_llm(), "triton", "cuda:0", q, v)
+    q, k, v = tensors()
+    return Ahead(streaming_llm(), "triton", "cuda:0", q, k, v)
 
 
 def test_candidates_are_compiled_into_the_cache_with_what_they_spill(
@@ -42,7 +42,7 @@ def test_candidates_are_compiled_into_the_cache_with_what_they_spill(
 
 
 def test_nothing_is_compiled_ahead_where_nothing_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, _, v = tensors()
-    maker = Ahead(streaming_llm(), "triton", "cpu", q, v)
+    q, k, v = tensors()
+    maker = Ahead(streaming_llm(), "triton", "cpu", q, k, v)
     maker.begin([DEFAULT])
     assert maker.take(DEFAULT) == {}

@@ -123,6 +123,18 @@ def test_tune_shows_what_did_not_come_out_right(
     assert "timed" in best
 
 
+def test_tune_says_that_ascend_has_nothing_to_choose() -> None:
+    done = tune("moba", "--target", "ascend910b", *SMALL)
+    assert done.exit_code == 0
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert lines[2].startswith("default   chosen")
+    assert lines[2].endswith("emitted  best")
+    assert lines[-4:-2] == [
+        "  ranked by the cost model, not timed",
+        "  it has one schedule alone, so there was nothing to choose",
+    ]
+
+
 # ---- bench ---------------------------------------------------------------------------------------
 
 
@@ -176,7 +188,7 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (
         ("moba", "--shape", "S=128", "--target", "sm70"),
         "UnknownTarget: there is no target 'sm70'.\n"
-        "  help: choose one of torch, sm80, sm90, sm100, gfx942, interpreter.\n",
+        "  help: choose one of torch, sm80, sm90, sm100, gfx942, interpreter, ascend910b.\n",
     ),
 ]
 

@@ -7,12 +7,13 @@ run on the hardware."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from spcomp.backends.ascendc.axes import AXES
+from spcomp.backends.ascendc.axes import axes_of
 from spcomp.backends.ascendc.targets import TARGETS
 from spcomp.backends.base import (
-    BuiltKernel,
     Executable,
+    Export,
     Refusal,
     Source,
     Specialisation,
@@ -23,7 +24,7 @@ from spcomp.ir.program import Program
 from spcomp.ir.schedule import AxisSpace, KernelAxes
 from spcomp.ir.target import Target
 
-EMULATED = "ascend910b"
+TARGET = TARGETS["ascend910b"]
 
 
 class AscendCBackend:
@@ -38,25 +39,32 @@ class AscendCBackend:
     def target_of(self, device: str) -> Target:
         """Give the target of a torch device: the emulator stands for a card on the CPU.
 
-        Raises: NotOnThisDevice.
+        Raises: NotOnThisDevice, NoCompiler.
         """
+        from spcomp.backends.ascendc.emulate import compiler, version_of
+
         if device.partition(":")[0] != "cpu":
             raise NotOnThisDevice(
                 backend=self.name,
                 device=device,
-                reason="it runs kernels in its emulator alone",
+                why=", since it runs kernels in its emulator alone",
                 way_out="move the tensors to the CPU to emulate, or build the project that "
                 "`spcomp compile --target ascend910b -o DIR` writes with CANN.",
             )
-        return TARGETS[EMULATED]
+        made_by = f"g++ {version_of(compiler()).split()[-1]}"
+        return replace(TARGET, title=f"the emulator of {TARGET.title}, compiled by {made_by}")
 
     def axes(self, target: Target, spec: Specialisation) -> KernelAxes:
-        """The kernels it has; none has an axis to choose yet."""
-        return AXES
+        """The kernels it has, and their tiles."""
+        return axes_of(spec)
+
+    def lacking(self, target: Target, spec: Specialisation) -> Mapping[str, str]:
+        """Everything it has runs."""
+        return {}
 
     def space(self, target: Target, spec: Specialisation) -> AxisSpace:
-        """Give no values: there is nothing to choose."""
-        return {kernel: {} for kernel, _ in AXES}
+        """One value an axis: no tile is a choice."""
+        return {k: {name: (value,) for name, value in axes} for k, axes in axes_of(spec)}
 
     def refuses(self, plan: Plan, target: Target, spec: Specialisation) -> Refusal | None:
         """Say what an Ascend core cannot do, or these templates do not do yet."""
@@ -74,15 +82,21 @@ class AscendCBackend:
 
         return emit(plan, target, spec)
 
-    def compile(self, source: Source) -> tuple[BuiltKernel, ...]:
+    def export(self, source: Source, program: Program) -> Export:
+        """Give a project to build with the vendor's toolkit, or with g++ and our emulator.
+
+        Raises: EmulatorFault, KernelDoesNotCompile, ProjectIsWrong.
+        """
+        from spcomp.backends.ascendc.project import export
+
+        return export(source, program)
+
+    def compile_ahead(self, source: Source) -> Mapping[str, int]:
         """Compile nothing: the compiler is part of a toolkit that is not here."""
-        return ()
+        return {}
 
     def build(self, source: Source) -> Executable:
-        """Make the source run in the emulator.
-
-        Raises: NoCompiler, KernelDoesNotCompile.
-        """
+        """Make the source run in the emulator; its first call compiles it."""
         from spcomp.backends.ascendc.executor import EmulatedExecutable
 
         return EmulatedExecutable(source)

@@ -1,8 +1,7 @@
 """Running an AscendC kernel on the host: g++ compiles it against the emulator's headers into a
 shared library, and a launch gives its results or the first fault.
 
-The library lies below the cache folder under the hash of everything it was made from, and appears
-there by one rename."""
+The library is a built file of the cache, under the hash of everything it was made from."""
 
 from __future__ import annotations
 
@@ -12,15 +11,14 @@ import operator
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
+from spcomp.cache.built import built_file
 from spcomp.errors import SpcompError
-from spcomp.settings import cache_dir, cache_place
 
 Kind = Literal["vector", "cube", "mix"]
 
@@ -29,9 +27,12 @@ FOLDER = "ascendc-emulator"
 FLAGS = (
     *("-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"),
     *("-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off"),
+    *("-fsanitize=bounds", "-fsanitize-undefined-trap-on-error"),
 )
 """No unique symbols and hidden ones otherwise: two kernels in one process share no state. No
 contraction: the emulator rounds where the device does."""
+
+WHOLE = '#include "kernel_operator.h"\n#include "host.h"\n'
 
 HOST_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared")
 
@@ -174,11 +175,8 @@ def compile_kernel(source: str, entry: str) -> EmulatedKernel:
 
     Raises: NoCompiler, KernelDoesNotCompile, CacheNotWritable.
     """
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise NoCompiler()
     text = f'{source}\n#include "host.h"\nSPCOMP_EMULATED_ENTRY({entry})\n'
-    library = _library(compiler, text, entry)
+    library = _library(compiler(), text, entry)
     symbol = ctypes.CDLL(str(library)).spcomp_emulate
     symbol.argtypes = (ctypes.POINTER(_Launch), ctypes.POINTER(_Report))
     symbol.restype = ctypes.c_int
@@ -190,39 +188,71 @@ def host_library(source: str) -> ctypes.CDLL:
 
     Raises: NoCompiler, KernelDoesNotCompile, CacheNotWritable.
     """
-    compiler = shutil.which("g++")
-    if compiler is None:
+    return ctypes.CDLL(str(_library(compiler(), source, "the tiling on the host", is_host=True)))
+
+
+def compiler() -> str:
+    """Give the path of g++.
+
+    Raises: NoCompiler.
+    """
+    found = shutil.which("g++")
+    if found is None:
         raise NoCompiler()
-    return ctypes.CDLL(str(_library(compiler, source, "the tiling on the host", is_host=True)))
+    return found
 
 
 def _library(compiler: str, text: str, entry: str, *, is_host: bool = False) -> Path:
     flags = HOST_FLAGS if is_host else FLAGS
-    key = hashlib.sha256()
-    for part in (_version(compiler), " ".join(flags), headers_digest(), text):
-        key.update(part.encode() + b"\0")
-    name = f"{key.hexdigest()[:32]}.so"
-    library = cache_dir() / FOLDER / name
-    if not library.exists() and not cache_place().may_write:
-        library = _private_folder() / name
-    if not library.exists():
-        library.parent.mkdir(mode=0o700, exist_ok=True)
-        _compile((compiler, *flags), text, entry, library)
-    return library
+    command = (compiler, *flags)
 
-
-def _compile(command: Sequence[str], text: str, entry: str, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix="making-") as making:
-        source = Path(making, "kernel.cpp")
+    def make(library: Path) -> None:
+        source = library.with_name("kernel.cpp")
         source.write_text(text)
-        made = Path(making, "kernel.so")
-        whole = [*command, f"-I{HEADERS}", str(source), "-o", str(made)]
-        plain = {**os.environ, "LC_ALL": "C"}  # messages in English and in ASCII
-        done = subprocess.run(whole, capture_output=True, text=True, check=False, env=plain)
-        if done.returncode:
-            said = "\n".join(_errors(done.stderr, making))
-            raise KernelDoesNotCompile(entry=entry, said=said)
-        os.replace(made, library)
+        included = () if is_host else _precompiled(command, library.parent)
+        _compile((*command, *included, str(source), "-o", str(library)), entry, library.parent)
+
+    return built_file(FOLDER, f"{_digest(*command, text)}.so", make)
+
+
+def _precompiled(command: Sequence[str], making: Path) -> tuple[str, ...]:
+    """Give the options that begin a kernel with the emulator's headers, which are compiled once."""
+    if "-include" in command:
+        return ()  # the caller has compiled them himself
+
+    def make(precompiled: Path) -> None:
+        header = precompiled.with_suffix("")
+        header.write_text(WHOLE)
+        flags = [flag for flag in command if flag != "-shared"]
+        whole = (*flags, "-x", "c++-header", str(header), "-o", str(precompiled))
+        _compile(whole, "the emulator's headers", precompiled.parent)
+
+    name = f"{_digest(*command)}.h.gch"
+    precompiled = built_file(FOLDER, name, make)
+    header = making / "emulator.h"
+    header.write_text(WHOLE)  # what the compiler reads where it cannot use the compiled one
+    try:  # under a name of our own it stays, whatever becomes of the cache meanwhile
+        os.link(precompiled, f"{header}.gch")
+    except OSError:
+        return ()
+    return ("-include", str(header))
+
+
+def _compile(command: Sequence[str], entry: str, making: Path) -> None:
+    plain = {**os.environ, "LC_ALL": "C"}  # messages in English and in ASCII
+    whole = [*command, f"-I{HEADERS}"]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False, env=plain)
+    if done.returncode:
+        said = "\n".join(_errors(done.stderr, str(making)))
+        raise KernelDoesNotCompile(entry=entry, said=said)
+
+
+def _digest(compiler: str, *parts: str) -> str:
+    """Hash what a file is made from, with the compiler's version and the headers."""
+    key = hashlib.sha256()
+    for part in (version_of(compiler), *parts, headers_digest()):
+        key.update(part.encode() + b"\0")
+    return key.hexdigest()[:32]
 
 
 def _errors(said: str, making: str) -> list[str]:
@@ -241,14 +271,10 @@ def headers_digest() -> str:
 
 
 @lru_cache(maxsize=4)
-def _version(compiler: str) -> str:
+def version_of(compiler: str) -> str:
+    """Give the first line that a compiler says of its version."""
     done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     return done.stdout.partition("\n")[0]
-
-
-@lru_cache(maxsize=1)
-def _private_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="spcomp-emulator-"))
 
 
 def _call(entry: str, arguments: Sequence[Argument], launch: Launch) -> tuple[_Launch, object]:

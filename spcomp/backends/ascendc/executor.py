@@ -4,22 +4,34 @@ runs the generated kernel on the tensors' memory."""
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spcomp.backends.ascendc.calls import call_refusal
 from spcomp.backends.ascendc.contexts.host import LENGTHS, STRIDES
 from spcomp.backends.ascendc.emit import forms, tiling, tiling_header, tiling_source
-from spcomp.backends.ascendc.emulate import Argument, Buffer, Launch, compile_kernel, host_library
+from spcomp.backends.ascendc.emulate import (
+    Argument,
+    Buffer,
+    EmulatedKernel,
+    Launch,
+    compile_kernel,
+    host_library,
+)
 from spcomp.backends.ascendc.forms import TENSORS, Form
 from spcomp.backends.base import Source
 from spcomp.errors import Refused
 
 AI_CORES = 2
 """Cores that are emulated: enough that work is spread, few enough to be quick."""
+
+COMMENT = re.compile(r"^ *//.*$", re.MULTILINE)
 
 FROM_TENSOR = {"b": 0, "h": 1, "s": 2}
 
@@ -106,11 +118,19 @@ class EmulatedExecutable:
     ) -> None:
         """ai_cores: that are emulated. descending: the last core begins."""
         self._ai_cores, self._descending = ai_cores, descending
+        self._source = source
         self._forms = forms(source.plan, source.target, source.spec)
-        self._host = Host(source, self._forms)
-        self._kernels = [
+
+    @cached_property
+    def _host(self) -> Host:
+        return Host(self._source, self._forms)
+
+    @cached_property
+    def _kernels(self) -> list[EmulatedKernel]:
+        """Compile the kernels, which takes seconds: not before a call that is not refused."""
+        return [
             compile_kernel(_self_contained(file.text, self._host.header), form.name)
-            for file, form in zip(source.files, self._forms, strict=True)
+            for file, form in zip(self._source.files, self._forms, strict=True)
         ]
 
     def run(
@@ -118,23 +138,28 @@ class EmulatedExecutable:
     ) -> tuple[Tensor, Tensor]:
         """Run the plan (see `Executable.run`).
 
-        Raises: Refused for strides no load can step; EmulatorFault.
+        Raises: Refused for lengths and strides no kernel takes; NoCompiler, KernelDoesNotCompile,
+            EmulatorFault.
         """
         q, v = tensors["q"], tensors["v"]
         batch, heads, rows, _ = q.shape
         out = q.new_empty((batch, heads, rows, v.shape[3]))
         lse = q.new_empty((batch, heads, rows), dtype=torch.float32)
         held = {"q": q, "k": tensors["k"], "v": v, "out": out, "lse": lse}
-        words = [dims[name] for name in LENGTHS]
-        words += [held[t].stride(FROM_TENSOR[x]) for t, axes in STRIDES.items() for x in axes]
-        problem = self._host.refusal(words)
-        if problem:
+        strides = {
+            f"{t}_{x}": held[t].stride(FROM_TENSOR[x]) for t, axes in STRIDES.items() for x in axes
+        }
+        refusal = call_refusal(self._source.plan, dims, strides)
+        if refusal is not None:
             raise Refused(
                 backend="ascendc",
-                what=f"a call with q {tuple(q.shape)} of strides {q.stride()}",
-                reason=problem,
-                way_out="make the tensors contiguous, or use backend='reference'.",
+                what=refusal.what,
+                reason=refusal.reason,
+                way_out=refusal.way_out,
             )
+        words = [*(dims[name] for name in LENGTHS), *strides.values()]
+        problem = self._host.refusal(words)
+        assert not problem, f"the host's tiling refuses what the rules let through: {problem}"
         flat = {name: _memory(tensor) for name, tensor in held.items()}
         space = self._host.workspace_bytes(words, self._ai_cores)
         workspace = torch.zeros(max(1, space), dtype=torch.uint8)
@@ -184,11 +209,13 @@ def _memory(tensor: Tensor) -> Tensor:
 
 
 def _self_contained(text: str, header: str) -> str:
-    """Put the shared header into a kernel's file, since the emulator compiles one file."""
+    """Put the shared header into a kernel's file, since the emulator compiles one file; without the
+    comments, so that kernels that differ there alone are compiled once."""
     lines = text.splitlines(keepends=True)
     mine = [
         n for n, line in enumerate(lines) if line.startswith("#include") and "_tiling.h" in line
     ]
     assert len(mine) == 1, "a kernel includes the tiling header once"
-    lines[mine[0]] = header.replace("#pragma once\n", "")
-    return "".join(lines)
+    lines[mine[0]] = header
+    code = COMMENT.sub("", "".join(lines))
+    return code.replace("#pragma once\n", "\n")  # a main file is no header

@@ -92,11 +92,11 @@ def _not(inner: Expr) -> Ranges:
 
 
 def _largest(a: Expr, b: Expr) -> Expr:
-    return b if a == Lit(0) else a if b == Lit(0) else op("max", a, b)
+    return b if a in (b, Lit(0)) else a if b == Lit(0) else op("max", a, b)
 
 
 def _least(a: Expr, b: Expr) -> Expr:
-    return b if a == Lit(FAR) else a if b == Lit(FAR) else op("min", a, b)
+    return b if a in (b, Lit(FAR)) else a if b == Lit(FAR) else op("min", a, b)
 
 
 # ---- comparisons ---------------------------------------------------------------------------------

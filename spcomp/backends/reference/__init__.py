@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from spcomp.backends.base import (
-    BuiltKernel,
     Executable,
+    Export,
     Refusal,
     Source,
     SourceFile,
@@ -44,6 +44,10 @@ class ReferenceBackend:
         """The schedule axes that shape a plan."""
         return AXES
 
+    def lacking(self, target: Target, spec: Specialisation) -> Mapping[str, str]:
+        """Everything it has runs."""
+        return {}
+
     def space(self, target: Target, spec: Specialisation) -> AxisSpace:
         """One value an axis: what shapes a plan for an interpreter is not worth a search."""
         return {k: {name: (value,) for name, value in axes} for k, axes in AXES}
@@ -62,7 +66,7 @@ class ReferenceBackend:
         """Give the plan as text: what is interpreted is the plan itself."""
         return Source(plan, spec, target, (SourceFile(0, "plan", print_plan(plan)),))
 
-    def compile(self, source: Source) -> tuple[BuiltKernel, ...]:
+    def export(self, source: Source, program: Program) -> Export:
         """Refuse: there is nothing to compile."""
         raise Refused(
             backend=self.name,
@@ -70,6 +74,10 @@ class ReferenceBackend:
             reason="it interprets plans",
             way_out="name a target that has a compiler, such as sm90.",
         )
+
+    def compile_ahead(self, source: Source) -> Mapping[str, int]:
+        """Compile nothing: plans are interpreted."""
+        return {}
 
     def build(self, source: Source) -> Executable:
         """Make a plan runnable: its launches are interpreted one by one."""

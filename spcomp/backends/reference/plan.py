@@ -28,6 +28,7 @@ from spcomp.ir.launches import (
     SelectLaunch,
     TilesLaunch,
     TopKLaunch,
+    WarpsLaunch,
 )
 from spcomp.ir.plan import Launch, Plan, Slabs
 
@@ -39,6 +40,7 @@ RUNNERS: Mapping[type[Launch], Callable[[Any, Slab], None]] = {
     TilesLaunch: plan_lists.run_tiles,
     InvertLaunch: plan_lists.run_invert,
     AttendLaunch: plan_attend.run_attend,
+    WarpsLaunch: plan_attend.run_attend,
     GatherLaunch: plan_attend.run_gather,
     KeysLaunch: plan_attend.run_keys,
     MergeLaunch: plan_attend.run_merge,

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from spcomp.backends.base import (
     DTYPES,
     MAX_HEAD_DIM,
-    BuiltKernel,
     Executable,
+    Export,
     Refusal,
     Source,
     Specialisation,
 )
-from spcomp.backends.triton.axes import axis_space, default_axes
+from spcomp.backends.triton.axes import axis_space, default_axes, lacking
 from spcomp.backends.triton.targets import INTERPRETER, TARGETS
-from spcomp.errors import NotOnThisDevice, Refused, TritonMissing
+from spcomp.errors import NotOnThisDevice, TritonMissing
 from spcomp.ir.plan import Plan
 from spcomp.ir.program import Program
 from spcomp.ir.schedule import AxisSpace, KernelAxes
@@ -56,6 +56,10 @@ class TritonBackend:
         """The default schedule axes."""
         return default_axes(target, spec)
 
+    def lacking(self, target: Target, spec: Specialisation) -> Mapping[str, str]:
+        """What these tensors cannot have."""
+        return lacking(target, spec)
+
     def space(self, target: Target, spec: Specialisation) -> AxisSpace:
         """The choices of the manifest beside the templates, and the default."""
         return axis_space(target, spec)
@@ -89,21 +93,23 @@ class TritonBackend:
 
         return emit(plan, target, spec)
 
-    def compile(self, source: Source) -> tuple[BuiltKernel, ...]:
-        """Compile every kernel for its target, which need not be here.
+    def export(self, source: Source, program: Program) -> Export:
+        """Give every kernel's source and its binary for a target, which need not be here.
 
         Raises: Refused, for Triton's interpreter or when the compiler fails.
         """
+        from spcomp.backends.triton.export import export
+
+        return export(source)
+
+    def compile_ahead(self, source: Source) -> Mapping[str, int]:
+        """Compile every kernel for its target; tell what they spill.
+
+        Raises: Refused, when the compiler fails.
+        """
         from spcomp.backends.triton.offline import build_offline
 
-        if source.target.arch == "interpreter":
-            raise Refused(
-                backend=self.name,
-                what=f"to make binaries for {source.target.name}",
-                reason="it has no compiler that works without the device",
-                way_out="`spcomp show PATTERN --at source` prints the source.",
-            )
-        return build_offline(source)
+        return {"spill_bytes": sum(kernel.spill_bytes for kernel in build_offline(source))}
 
     def build(self, source: Source) -> Executable:
         """Import the source on this machine; Triton compiles at the first launch."""

@@ -12,6 +12,9 @@ from spcomp.codegen.render import TEMPLATES
 from spcomp.ir.schedule import AxisSpace, KernelAxes, frozen
 from spcomp.ir.target import Target
 
+ROW_ALIGN_BYTES = 16
+HOPPER = "cuda:90"
+
 
 @lru_cache(maxsize=1)
 def manifest() -> dict[str, dict[str, dict[str, object]]]:
@@ -28,6 +31,8 @@ def default_axes(target: Target, spec: Specialisation) -> KernelAxes:
         for kernel, axes in manifest().items()
     }
     _fit(table, target, spec)
+    if target.arch != HOPPER or lacking(target, spec):
+        del table["attend_ws"]
     if target.arch == "interpreter":
         for axes in table.values():
             if "programs" in axes:
@@ -46,7 +51,21 @@ def axis_space(target: Target, spec: Specialisation) -> AxisSpace:
             for name, axis in axes.items()
         }
         for kernel, axes in manifest().items()
+        if kernel in default
     }
+
+
+def lacking(target: Target, spec: Specialisation) -> dict[str, str]:
+    """Give the kernels of a chip that tensors cannot have, each with the reason: on Hopper, one has
+    its tiles copied by hardware, which reads whole 16 bytes, and multiplies 16-bit numbers."""
+    rows = [dim * spec.element_bytes for dim in (spec.head_dim, spec.value_dim)]
+    if target.arch != HOPPER:
+        return {}
+    if spec.element_bytes != 2:
+        return {"attend_ws": f"that multiplies 16-bit numbers, and these are {spec.dtype}"}
+    if not spec.is_aligned or any(size % ROW_ALIGN_BYTES for size in rows):
+        return {"attend_ws": f"rows of q, k or v do not begin at {ROW_ALIGN_BYTES} bytes"}
+    return {}
 
 
 def _choices(axis: Mapping[str, object]) -> tuple[int, ...]:
@@ -65,6 +84,7 @@ _FLOAT32 = {
 }
 _WIDE_HEADS = {
     "attend": {"block_q": 128, "block_k": 32, "warps": 8, "stages": 2},
+    "attend_ws": {"block_k": 64},
     "attend_keys": {"block_m": 128, "block_k": 32, "warps": 8, "stages": 2},
     "attend_gather": {"block_m": 16, "block_k": 32, "warps": 4, "stages": 2},
     "score": {"block_u": 32, "warps": 4, "stages": 2},
@@ -75,6 +95,9 @@ def _fit(table: dict[str, dict[str, int]], target: Target, spec: Specialisation)
     """Take the tiles of the dtype and head dimension, then smaller ones until they fit on chip."""
     if spec.head_dim > 128 or spec.value_dim > 128:
         _take(table, _WIDE_HEADS)
+    hq, hkv = spec.heads
+    if hkv and hq // hkv % 2:
+        table["attend_ws"]["heads"] = 1  # the second half of a program would have no head
     if spec.element_bytes == 4:
         _take(table, _FLOAT32)
     if target.arch.startswith("hip"):

@@ -12,8 +12,9 @@ import spcomp.backends.triton.contexts.pool as pool
 import spcomp.backends.triton.contexts.select as select
 import spcomp.backends.triton.contexts.tiles as tiles
 from spcomp.backends.base import Source, SourceFile, Specialisation
+from spcomp.backends.triton.contexts.attend_ws import warps_context
 from spcomp.backends.triton.contexts.base import CapturedArg
-from spcomp.backends.triton.expr_text import to_triton
+from spcomp.backends.triton.expr_text import gluon_text, to_triton
 from spcomp.codegen.header import digest_of, header
 from spcomp.codegen.render import register_filter, render
 from spcomp.ir import dims
@@ -29,11 +30,14 @@ from spcomp.ir.launches import (
     SelectLaunch,
     TilesLaunch,
     TopKLaunch,
+    WarpsLaunch,
 )
 from spcomp.ir.plan import Launch, Plan
+from spcomp.ir.plan_rules import base
 from spcomp.ir.target import Target
 
 register_filter("triton", to_triton)
+register_filter("gluon_text", gluon_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,7 @@ def _tiles(launch: TilesLaunch, s: Setting) -> object:
         leaves=tuple(tiles.Leaf(n, x.granule, x.unit) for n, x in enumerate(launch.leaves)),
         predicate=launch.predicate,
         inputs=s.inputs(launch.table_bufs),
+        has_counter=bool(launch.counter_buf),
     )
 
 
@@ -142,8 +147,8 @@ def _invert(launch: InvertLaunch, s: Setting) -> object:
     )
 
 
-def _rule(rule: AttendRule, s: Setting, tables: tuple[str, ...]) -> dict[str, Any]:
-    """Give what the attend family shares; a scale that is not positive goes through the score
+def _pairs(rule: AttendRule, s: Setting, tables: tuple[str, ...]) -> dict[str, Any]:
+    """Give what every kernel that attends has; a scale that is not positive goes through the score
     hook."""
     needs_hook = rule.score_mod is not None or (rule.scale is not None and rule.scale <= 0)
     return {
@@ -154,9 +159,30 @@ def _rule(rule: AttendRule, s: Setting, tables: tuple[str, ...]) -> dict[str, An
         "inputs": s.inputs(tables),
         "score_hook": rule.score_mod or attend.SCORE,
         "has_score_hook": needs_hook,
+    }
+
+
+def _rule(rule: AttendRule, s: Setting, tables: tuple[str, ...]) -> dict[str, Any]:
+    """Give what the kernels that attend in plain Triton share."""
+    return {
+        **_pairs(rule, s, tables),
         "is_float32": s.is_float32,
         "is_interpreted": s.is_interpreted,
     }
+
+
+def _attend_ws(launch: WarpsLaunch, s: Setting) -> object:
+    return warps_context(
+        block_q=launch.axis("block_q"),
+        heads=launch.axis("heads"),
+        block_k=launch.axis("block_k"),
+        entries=launch.entries,
+        stages=launch.axis("stages"),
+        dtype=s.spec.dtype,
+        is_copied_out=s.plan.buffer(base(launch.out_buf)).dtype == "data",
+        flags=launch.rule.flags,
+        **_pairs(launch.rule, s, launch.table_bufs),
+    )
 
 
 def _attend(launch: AttendLaunch, s: Setting) -> object:
@@ -210,6 +236,7 @@ CONTEXTS: dict[type[Launch], Callable[..., object]] = {
     TilesLaunch: _tiles,
     InvertLaunch: _invert,
     AttendLaunch: _attend,
+    WarpsLaunch: _attend_ws,
     GatherLaunch: _gather,
     KeysLaunch: _keys,
     MergeLaunch: _merge,

@@ -30,12 +30,15 @@ Key: TypeAlias = tuple[int, tuple[str, ...], tuple[str, ...], tuple[Traits, ...]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A call for given shapes, strides and alignment: its launches and what it allocates."""
+    """A call for given shapes, strides and alignment: its launches and what it allocates.
+
+    lent_at: where in the arena the memory begins that programs keep, -1 when none does."""
 
     shots: tuple[Any, ...]
     out: tuple[int, ...]
     lse: tuple[int, ...]
     arena_bytes: int
+    lent_at: int
 
 
 class TritonExecutable:
@@ -81,7 +84,11 @@ class TritonExecutable:
             given += out, lse
             if prepared.arena_bytes:
                 given.append(q.new_empty((prepared.arena_bytes,), dtype=torch.uint8))
-            self._fire(prepared.shots, given, device)
+            if prepared.lent_at < 0:
+                self._fire(prepared.shots, given, device)
+            else:
+                with launcher.lending(given[-1].data_ptr() + prepared.lent_at):
+                    self._fire(prepared.shots, given, device)
         return out, lse
 
     def update(
@@ -134,6 +141,7 @@ class TritonExecutable:
     def _prepare(self, key: Key, env: Mapping[str, int]) -> Prepared:
         launcher.STATS.prepared += 1
         device, names, kept_names, all_traits = key
+        env = {**env, "processors": launcher.processors(device)}
         held, kept = self._layouts(names, kept_names, all_traits)
         place = len(all_traits)
         shapes: list[tuple[int, ...]] = []
@@ -149,7 +157,11 @@ class TritonExecutable:
             here = {**env, "R": min(rows, env["Sq"] - begin), "R0": begin}
             shots += [s.shot(Call(self._cut(s, held, begin), here), device) for s in self.each_slab]
         fired = tuple(s for s in shots if s is not None)
-        return Prepared(fired, shapes[0], shapes[1], arena_bytes)
+        lent_bytes, lent_at = max((s.scratch_bytes for s in fired), default=0), -1
+        if lent_bytes:
+            lent_at = arena_bytes  # a multiple of what any buffer is aligned to
+            arena_bytes += lent_bytes
+        return Prepared(fired, shapes[0], shapes[1], arena_bytes, lent_at)
 
     def _layouts(
         self, names: tuple[str, ...], kept_names: tuple[str, ...], all_traits: Sequence[Traits]

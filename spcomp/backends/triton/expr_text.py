@@ -75,6 +75,11 @@ def to_triton(expr: Expr, **names: str) -> str:
     return _print(expr, names).code
 
 
+def gluon_text(text: str) -> str:
+    """Turn Triton source into Gluon, whose functions have the same names."""
+    return re.sub(r"\btl\.", "gl.", text).replace("@triton.jit", "@gluon.jit")
+
+
 def _print(expr: Expr, names: Mapping[str, str]) -> _Text:
     if isinstance(expr, Sym):
         text = names.get(expr.name, expr.name.lower())

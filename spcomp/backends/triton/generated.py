@@ -25,12 +25,16 @@ _IMPORTING = threading.Lock()
 class Generated:
     """A generated file and its entry, `<kernel>_kernel`.
 
-    arg_names: in order; unspecialised: those that Triton is told not to specialise on."""
+    arg_names: in order; unspecialised: those that Triton is told not to specialise on; is_gluon: it
+    is written in Gluon, Triton's language with layouts and barriers; max_registers: the file's
+    constant MAX_REGISTERS, what a thread may have where warps share unevenly, else 0."""
 
     kernel: str
     text: str
     arg_names: tuple[str, ...]
     unspecialised: frozenset[str]
+    is_gluon: bool
+    max_registers: int = 0
 
     @property
     def source_sha256(self) -> str:
@@ -38,8 +42,8 @@ class Generated:
         return hashlib.sha256(without_header(self.text).encode()).hexdigest()
 
     def function(self, path: str = "") -> Any:
-        """Import the text as the file `path`, which need not exist; gives the `@triton.jit`
-        function."""
+        """Import the text as the file `path`, which need not exist; gives the function that Triton
+        compiles."""
         digest = hashlib.sha256(f"{path}\n{self.text}".encode()).hexdigest()[:16]
         path = path or f"spcomp-generated/{digest}/{self.kernel}.py"
         name = f"spcomp_generated_{digest}"
@@ -56,11 +60,20 @@ class Generated:
 @cache
 def read(kernel: str, text: str) -> Generated:
     """Read a generated file's entry without importing it."""
+    max_registers = 0
     for node in ast.parse(text).body:
+        match node:
+            case ast.Assign([ast.Name("MAX_REGISTERS")], ast.Constant(int(value))):
+                max_registers = value
         if isinstance(node, ast.FunctionDef) and node.name == f"{kernel}_kernel":
             names = tuple(argument.arg for argument in node.args.args)
-            return Generated(kernel, text, names, frozenset(_unspecialised(node)))
+            unspecialised = frozenset(_unspecialised(node))
+            return Generated(kernel, text, names, unspecialised, _is_gluon(node), max_registers)
     raise AssertionError(f"the template of {kernel} has no {kernel}_kernel")
+
+
+def _is_gluon(entry: ast.FunctionDef) -> bool:
+    return any("gluon" in ast.dump(decorator) for decorator in entry.decorator_list)
 
 
 def _unspecialised(entry: ast.FunctionDef) -> list[str]:

@@ -7,7 +7,8 @@ already."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -41,6 +42,41 @@ class Loaded:
     run: Any
     function: Any
     packed: Any
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Give the global memory that each program asks the launch for."""
+        return int(self.kernel.metadata.global_scratch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Memory lent to the programs of a launch, in the form Triton's launcher takes."""
+
+    address: int
+
+    def data_ptr(self) -> int:
+        """Give its address."""
+        return self.address
+
+
+@contextmanager
+def lending(address: int) -> Iterator[None]:
+    """Give the launches in this block the memory at an address for what their programs keep."""
+    lent = Lent(address)
+    variable = _allocator()
+    token = variable.set(lambda size, alignment, stream: lent)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+@cache
+def _allocator() -> Any:
+    from triton.runtime import _allocation
+
+    return _allocation._allocator
 
 
 class Kernel:
@@ -119,6 +155,14 @@ def _stream_reader() -> Any:
 
 
 @cache
+def processors(device: int) -> int:
+    """Give the multiprocessors of a device; the interpreter is one."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device >= 0 else 1
+
+
+@cache
 def _runtime_knobs() -> Any:
     from triton import knobs
 
@@ -141,6 +185,11 @@ class Shot:
     grid: int
     arguments: list[Any]
     pointers: Sequence[tuple[int, int, int]]
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Give the global memory that its programs keep together."""
+        return self.grid * self.loaded.scratch_bytes
 
     def fire(self, addresses: Sequence[int], stream: int, hooked: tuple[Any, Any] | None) -> None:
         """Launch on a stream; addresses: of the call's allocations."""

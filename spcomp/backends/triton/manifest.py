@@ -125,7 +125,10 @@ def signature_of(generated: Generated, manifest: Manifest, chosen: ArgumentClass
     return Signature(tuple(types), frozenset(divisible))
 
 
-def options_of(launch: Launch) -> tuple[tuple[str, int], ...]:
-    """Give the options of Triton's compiler for a launch."""
+def options_of(launch: Launch, generated: Generated) -> tuple[tuple[str, int], ...]:
+    """Give the options of Triton's compiler for a launch and its kernel."""
     axes = dict(launch.axes)
-    return (("num_warps", axes["warps"]), ("num_stages", axes["stages"]))
+    options = (("num_warps", axes["warps"]), ("num_stages", axes["stages"]))
+    if generated.max_registers:
+        return (*options, ("maxnreg", generated.max_registers))
+    return options

@@ -4,9 +4,10 @@ memory. What the cache holds is not compiled again; the rest is compiled beside 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from spcomp.backends.base import BuiltKernel, Source
+from spcomp.backends.base import Source
 from spcomp.backends.triton import generated
 from spcomp.backends.triton.bind import bind
 from spcomp.backends.triton.compilers import CompilerFailed, compilers
@@ -15,6 +16,23 @@ from spcomp.backends.triton.store import Form, gpu_target, usage_in
 from spcomp.cache import Entry, default_store
 from spcomp.errors import Refused
 from spcomp.ir.plan import Launch
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltKernel:
+    """What the compiler said about one kernel built without a card."""
+
+    kernel: str
+    launch: int
+    target: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    binary_bytes: int
+    binary: bytes
+    warps: int
+    stages: int
+    warnings: tuple[str, ...] = ()
 
 
 def build_offline(source: Source) -> tuple[BuiltKernel, ...]:
@@ -37,7 +55,7 @@ def _form(source: Source, file: Any, launch: Launch) -> Form:
     manifest = manifest_of(bind(launch, source.plan), source.plan, source.spec.dtype)
     target = gpu_target(source.target.arch, source.target.warp_size)
     signature = signature_of(text, manifest, best_class(manifest))
-    return Form(text, signature, target, options_of(launch))
+    return Form(text, signature, target, options_of(launch, text))
 
 
 def _entries(forms: Sequence[Form], source: Source) -> list[Entry]:

@@ -33,6 +33,7 @@ class InterpretedShot:
     grid: int
     arguments: list[Any]
     pointers: Sequence[tuple[int, int, int, torch.dtype]]
+    scratch_bytes = 0
 
     def fire(self, tensors: Sequence[Tensor]) -> None:
         """Run; tensors: the call's allocations."""
@@ -67,7 +68,7 @@ class Site:
         if is_interpreted:
             self.function = generated.function()
         else:
-            self.kernel = kernel_for(generated, self.manifest, options_of(launch))
+            self.kernel = kernel_for(generated, self.manifest, options_of(launch, generated))
         self._find_sources(plan)
         self.dtypes = [torch_dtype(plan, buffer, dtype) for _, _, buffer in self.pointers]
 

@@ -76,13 +76,24 @@ def compile_form(form: Form, folder: Path) -> Any:
     generated, signature = form.generated, form.signature
     path = folder / f"{generated.kernel}.py"
     place = {name: (n,) for n, name in enumerate(generated.arg_names)}
-    source = triton.compiler.ASTSource(
+    source = _source_class(generated)(
         fn=generated.function(str(path)),
         signature=dict(signature.types),
         constexprs=constants_of(signature),
         attrs={place[name]: DIVISIBLE for name in signature.divisible},
     )
     return triton.compile(source, target=form.target, options=dict(form.options))
+
+
+def _source_class(generated: Generated) -> Any:
+    """Give Triton's class of source texts for the language of a file."""
+    if generated.is_gluon:
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        return GluonASTSource
+    from triton.compiler import ASTSource
+
+    return ASTSource
 
 
 def constants_of(signature: Signature) -> dict[tuple[int, ...], int]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ class NotedKernel:
 
     def __init__(self, generated: Generated, into: list[Noted]) -> None:
         self.generated, self.into = generated, into
+        self.metadata = SimpleNamespace(global_scratch_size=512 if generated.is_gluon else 0)
 
     def run(self, x: int, y: int, z: int, stream: int, *rest: Any) -> None:
         """Note a launch."""
@@ -133,7 +135,7 @@ def strides() -> object:
             attend(q, given, v)
             counts[name] = launcher.STATS.forms - before
         readers = {n.kernel for n in noted if "k_ptr" in n.arguments}
-        counts["kernels that read k"] = len(readers)
+        counts["kernels that read k"] = sorted(readers)
     return counts
 
 
@@ -218,7 +220,7 @@ def stored() -> object:
     text = generated.read(launch.kernel, source.files[0].text)
     manifest = manifest_of(bind(launch, plan), plan, spec.dtype)
     signature = signature_of(text, manifest, best_class(manifest))
-    form = Form(text, signature, gpu_target("cuda:90", 32), options_of(launch))
+    form = Form(text, signature, gpu_target("cuda:90", 32), options_of(launch, text))
     compiles: list[str] = []
     compile_form = store.compile_form
     store.compile_form = lambda f, at: compiles.append(f.generated.kernel) or compile_form(f, at)

@@ -191,12 +191,14 @@ def test_a_new_length_compiles_nothing() -> None:
 
 
 def test_a_tensor_of_other_alignment_compiles_its_readers_once_more() -> None:
-    """A row stride of 72 elements and a start off 16 bytes are one class: rows not aligned."""
+    """A row stride of 72 elements is a class of its own. Rows that begin off 16 bytes cannot be
+    copied by hardware: a plan of the plain kernels reads them."""
     seen = pretend.run("strides")
     assert seen["first"] == 2
-    assert seen["loose"] == seen["kernels that read k"] == 1
+    assert seen["loose"] == 1
     assert seen["loose again"] == 0
-    assert seen["moved"] == 0
+    assert seen["moved"] == 2
+    assert seen["kernels that read k"] == ["attend_kernel", "attend_ws_kernel"]
 
 
 def test_a_warm_call_prepares_nothing_and_launches_on_the_given_tensors() -> None:

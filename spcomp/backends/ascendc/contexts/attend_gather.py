@@ -13,6 +13,11 @@ WIDE_DIM = 128
 """Up to this head dimension a tile of 128 rows by 128 keys fits each half of L0A, L0B and L0C."""
 
 
+def widest_tile(head_dim: int, value_dim: int) -> int:
+    """Give the most rows of a tile, which are also the most keys of a chunk."""
+    return 128 if max(head_dim, value_dim) <= WIDE_DIM else 64
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Columns of a tile that one repeat of a vector instruction handles."""
@@ -73,7 +78,7 @@ def attend_gather_context(
 
     granule: query tokens of a list row. spans: keys that query `q` sees; None for all keys.
     """
-    widest = 128 if max(head_dim, value_dim) <= WIDE_DIM else 64
+    widest = widest_tile(head_dim, value_dim)
     pieces = -(-unit // widest)
     chunk = padded(-(-unit // pieces))
     return AttendGatherContext(

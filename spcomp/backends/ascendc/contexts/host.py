@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from spcomp.backends.ascendc.contexts.base import NARROW_STRIDE
-from spcomp.backends.ascendc.contexts.score import TILE_ROWS
-from spcomp.backends.ascendc.contexts.topk import MAX_WIDTH
+from spcomp.backends.ascendc.calls import call_rules
 from spcomp.backends.ascendc.forms import TENSORS, WORKSPACE, Field, Form, product, text
 from spcomp.backends.base import Specialisation
 from spcomp.ir.passes.place_buffers import ITEM_BYTES, slab_align
 from spcomp.ir.plan import SCRATCH_LIMIT_BYTES, Plan
 
 LENGTHS = ("B", "Hq", "Hkv", "Sq", "Skv")
+PLACE_ALIGN = 512
+"""Bytes: rows of global memory that begin here load fastest."""
+
 STRIDES = {"q": "bhs", "k": "bhs", "v": "bhs", "out": "bhs", "lse": "bh"}
 
 
@@ -68,6 +69,7 @@ class TilingContext:
     scratch: tuple[Scratch, ...]
     rules: tuple[Rule, ...]
     core_bytes: int
+    place_align: int
 
 
 def tiling_context(
@@ -97,8 +99,9 @@ def tiling_context(
             )
             for b in plan.scratch()
         ),
-        rules=tuple(_rules(forms)),
+        rules=tuple(_rules(plan)),
         core_bytes=max(form.workspace_bytes for form in forms),
+        place_align=PLACE_ALIGN,
     )
 
 
@@ -126,25 +129,12 @@ def _place(buffer: str) -> str:
     return "at.cores" if buffer == WORKSPACE else f"at.{buffer}"
 
 
-def _rules(forms: Iterable[Form]) -> Iterable[Rule]:
+def _rules(plan: Plan) -> Iterable[Rule]:
     yield Rule("Hq % Hkv != 0", "the query heads are no multiple of the key and value heads")
     yield Rule("Sq < 1 || Skv < 1 || B < 1", "a call needs at least one row, key and batch item")
-    for tensor in ("q", "k", "v"):
-        if any(tensor in form.buffers and form.kind == "mix" for form in forms):
-            yield Rule(
-                f"{tensor}_s < 1 || {tensor}_s > {NARROW_STRIDE}",
-                f"the rows of {tensor} must lie 1 to {NARROW_STRIDE} elements apart, which is "
-                "what a load of the cube core can step",
-            )
-    yield Rule(
-        f"Hq / Hkv > {TILE_ROWS}",
-        f"more than {TILE_ROWS} query heads share a key and value head",
-    )
-    for form in forms:
-        if form.kernel == "topk":
-            (width,) = (f.value for f in form.fields if f.name == "width")
-            most = MAX_WIDTH
-            yield Rule(
-                f"{width} > {most}",
-                f"a list is wider than the {most} units that top-k keeps on chip",
-            )
+    for rule in call_rules(plan):
+        figure = rule.figure if isinstance(rule.figure, str) else text(rule.figure)
+        yield Rule(
+            f"{text(rule.where)} > 1 && ({figure} < {rule.least} || {figure} > {rule.most})",
+            f"{rule.subject}: {rule.reason}",
+        )

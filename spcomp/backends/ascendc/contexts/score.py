@@ -50,6 +50,11 @@ class ScoreContext:
         return self.slots * self.tile_rows * self.unit_tile * 4
 
 
+def units_of_tile(head_dim: int) -> int:
+    """Give the units of a product: as many as half of L0B holds."""
+    return 128 if 2 * 128 * head_dim <= L0B_SLOT_BYTES else 64
+
+
 def score_context(
     *,
     name: str,
@@ -74,7 +79,6 @@ def score_context(
     is_shared = heads == "group"
     # The largest scaled product is the smallest product times a negative scale.
     largest = "Min" if scale.startswith("-") else "Max"
-    fits_whole = 2 * 128 * head_dim <= L0B_SLOT_BYTES
     return ScoreContext(
         header=header,
         tiling_header=tiling_header,
@@ -84,7 +88,7 @@ def score_context(
         head_dim=head_dim,
         granule=granule,
         tile_rows=TILE_ROWS,
-        unit_tile=128 if fits_whole else 64,
+        unit_tile=units_of_tile(head_dim),
         slots=SLOTS,
         is_shared=is_shared,
         is_mean=is_shared and reduce == "mean",

@@ -9,6 +9,9 @@ from spcomp.backends.ascendc.contexts.base import UB_BYTES
 MAX_WIDTH = 2048
 """The longest list of units that the kernel keeps."""
 
+CHUNK = 2048
+"""Lanes that are sorted at a time."""
+
 SHORTEST = 64
 """Lanes of the shortest sorted row: one repeat of a float instruction."""
 
@@ -43,7 +46,7 @@ def topk_context(
     name: str,
     tiling_header: str,
     struct: str,
-    chunk: int = 2048,
+    chunk: int = CHUNK,
     max_width: int = MAX_WIDTH,
 ) -> TopKContext:
     """Make the context of the top-k kernel.

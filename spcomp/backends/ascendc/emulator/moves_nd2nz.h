@@ -26,6 +26,12 @@ inline void check_nd2nz(Instr& instr, const Nd2NzParams& params) {
   if (params.ndNum > 1) {
     within("srcNdMatrixStride", params.srcNdMatrixStride, 65535);
     within("dstNzMatrixStride", params.dstNzMatrixStride, 65535);
+  } else {
+    instr.require(params.srcNdMatrixStride == 0 && params.dstNzMatrixStride == 0,
+                  "the strides from matrix to matrix are %lld and %lld, but there is one matrix; "
+                  "they must be 0",
+                  static_cast<long long>(params.srcNdMatrixStride),
+                  static_cast<long long>(params.dstNzMatrixStride));
   }
 }
 

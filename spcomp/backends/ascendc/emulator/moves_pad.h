@@ -37,6 +37,8 @@ PadShape pad_shape(Instr& instr, const DataCopyExtParams& params, int64_t chip_g
   instr.require(global_gap % size == 0,
                 "the gap in global memory is %lld bytes, which splits an element of %lld bytes",
                 static_cast<long long>(global_gap), static_cast<long long>(size));
+  instr.require(params.rsv == 0, "the reserved field is %lld; it must be 0",
+                static_cast<long long>(params.rsv));
   const int64_t length = bytes / size;
   const int64_t padded = ceil_to(bytes + (left + right) * size, kBlockBytes) / size;
   return {{count, length, length + global_gap / size},

@@ -143,6 +143,10 @@ void GatherMask(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const uin
   emulator::Packing<T> packing(dst, src0, counted, mask, params);
   packing.instr().require(pattern >= 1 && pattern <= 7, "there is no pattern %d; 1 to 7 exist",
                           pattern);
+  packing.instr().require(params.src1RepeatStride == 0,
+                          "the stride of src1 is %d, but a pattern by number has no src1; it must "
+                          "be 0",
+                          int{params.src1RepeatStride});
   kept = packing.pack(
       [pattern](int64_t, int64_t lane) { return emulator::pattern_keeps(pattern, lane); });
 }

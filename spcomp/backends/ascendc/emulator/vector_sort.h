@@ -126,6 +126,10 @@ void merge_sort(const LocalTensor<T>& dst, const std::vector<Operand<T>>& all,
   const int64_t repeats = uint8_t{info.repeatTimes};
   if (repeats == 0) return;
   if (repeats > 1) require_adjacent(in, sources, info);
+  for (int64_t i = used; i < 4; ++i) {
+    in.require(info.elementLengths[i] == 0, "list %lld has %lld pairs, but validBit leaves it out",
+               static_cast<long long>(i + 1), static_cast<long long>(info.elementLengths[i]));
+  }
   const Operand<T> to{"dst", dst};
   in_unified_buffer(in, to);
   int64_t total = 0;

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from spcomp.backends.triton.contexts.base import CapturedArg
 from spcomp.backends.triton.expr_text import Helpers, helpers_of
-from spcomp.ir.expr import Expr, tile_bounds
+from spcomp.ir.expr import Expr, Sym, conjuncts, tile_bounds
 
 PAIRS_PER_STEP = 4096  # that a program holds in registers at once
 
@@ -33,7 +33,8 @@ class Leaf:
 class TilesContext:
     """Variables of `triton/kernels/tiles.py.jinja`.
 
-    has_elements: bounds do not decide a tile, so its pairs are looked at.
+    has_elements: bounds do not decide a tile, so its pairs are looked at. is_sole: every visible
+    pair lies in a unit of the only list.
     """
 
     header: tuple[str, ...]
@@ -43,11 +44,14 @@ class TilesContext:
     step_q: int
     leaves: tuple[Leaf, ...]
     has_leaves: bool
+    is_sole: bool
+    tiles_per_unit: int
     predicate: Expr
     everywhere: Expr
     somewhere: Expr
     has_elements: bool
     inputs: tuple[CapturedArg, ...]
+    has_counter: bool
     helpers: Helpers
 
 
@@ -60,13 +64,16 @@ def tiles_context(
     leaves: tuple[Leaf, ...] = (),
     inputs: tuple[CapturedArg, ...] = (),
     chunk: int = 512,
+    has_counter: bool = False,
 ) -> TilesContext:
     """Make the context of the tiles kernel.
 
     predicate: over q, k, b, h, Sq, Skv and chosen{n} of each leaf. A predicate that bounds cannot
     decide is looked at element by element.
     chunk: key tiles looked at together, a power of two; up to this many are classified once.
+    has_counter: set the counter of the launch that follows to 0.
     """
+    is_sole = len(leaves) == 1 and Sym("chosen0") in conjuncts(predicate)
     assert all(leaf.granule % block_q == 0 and leaf.unit % block_k == 0 for leaf in leaves)
     assert len(leaves) <= 7, "a tile entry has seven flags"
     everywhere, somewhere, is_exact = tile_bounds(predicate)
@@ -79,10 +86,13 @@ def tiles_context(
         step_q=max(1, min(block_q, PAIRS_PER_STEP // block_k)),
         leaves=leaves,
         has_leaves=bool(leaves),
+        is_sole=is_sole,
+        tiles_per_unit=leaves[0].unit // block_k if is_sole else 0,
         predicate=predicate,
         everywhere=everywhere,
         somewhere=somewhere,
         has_elements=not is_exact,
         inputs=inputs,
+        has_counter=has_counter,
         helpers=helpers_of(*shown),
     )

@@ -1,4 +1,5 @@
-"""Row A1: block-sparse forward from a given block mask, beside FlexAttention and dense attention.
+"""Row A1: block-sparse forward from a given block mask under the plain schedule, beside
+FlexAttention and dense attention.
 
 Hq 32, Hkv 8, D 128, bf16, causal; 10 % of the blocks kept, the first and the diagonal block always,
 the diagonal masked by token. Floor: FLOPs of the visited blocks at the card's dense rate."""
@@ -62,7 +63,7 @@ def case(length: int, block: int, share: float) -> dict[str, Any]:
     mask = random_mask(blocks, max(2, int(blocks * share)))
     flops = int(mask.sum()) * block * block * DIM * 4
     print(f"S {length}, block {block}, {share:.0%} kept: {flops / 1e12:.2f} TFLOP", flush=True)
-    attention = sp.compile(given_blocks(mask=mask, block=block))
+    attention = sp.compile(given_blocks(mask=mask, block=block), order="query_major")
     work = {"spcomp": lambda: attention(q, k, v)}
     built = attention.built(q, k, v)
     print("  " + str(dict(built.plan.launches()[-1].axes)))
@@ -89,7 +90,7 @@ def case(length: int, block: int, share: float) -> dict[str, Any]:
 
 def _reference_error(q: Any, k: Any, v: Any, mask: torch.Tensor, block: int) -> float:
     rows = slice(q.shape[2] - 512, q.shape[2])
-    attention = sp.compile(given_blocks(mask=mask, block=block))
+    attention = sp.compile(given_blocks(mask=mask, block=block), order="query_major")
     got = attention(q, k, v)[:, :4, rows]
     visible = mask[:, :4].repeat_interleave(block, 2).repeat_interleave(block, 3)[:, :, rows]
     place = torch.arange(q.shape[2], device="cuda")

@@ -306,7 +306,8 @@ def _topk(plan: Plan, launch: TopKLaunch) -> _Work:
 def _attend(plan: Plan, launch: AttendLaunch) -> _Work:
     heads = plan.buffer(launch.tiles_buf).dims[1]
     rows = launch.axis("block_q")
-    reads = dims.B * dims.Hq * P / dims.least(rows, dims.Sq)
+    sharing = launch.axis("heads") if isinstance(launch, WarpsLaunch) else 1
+    reads = dims.B * dims.Hq * P / (dims.least(rows, dims.Sq) * sharing)
     return _keyed(plan, launch, reads, _list_rows(heads, rows))
 
 

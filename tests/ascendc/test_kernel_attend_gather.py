@@ -311,12 +311,17 @@ HOLED = Kernel(
 """Query 264 sees of the first 256 keys all but 63, and small queries see none."""
 
 ALL_LISTED = {"Hq": 8, "Hkv": 2, "Hl": 8}
+# A large scale gives few keys all the weight, so that one too many shows.
 EDGES = {
-    "last-key-hidden": Case(WIDE, **ALL_LISTED, Sq=150, Skv=150, rows=(62, 1)),
+    "last-key-hidden": Case(WIDE, **ALL_LISTED, Sq=150, Skv=150, rows=(62, 1), scale=0.5),
+    "last-key-of-a-later-block-hidden": Case(
+        WIDE, **ALL_LISTED, Sq=150, Skv=150, rows=(126, 1), scale=0.5
+    ),
     "last-key-of-the-second-part-hidden": Case(
-        TILE, **ALL_LISTED, Sq=300, Skv=300, rows=(126, 1), width=3
+        TILE, **ALL_LISTED, Sq=300, Skv=300, rows=(126, 1), width=3, scale=0.5
     ),
     "one-key-hidden": Case(HOLED, **ALL_LISTED, Sq=530, Skv=530, rows=(264, 1)),
+    "first-key-of-a-later-block-hidden": Case(HOLED, **ALL_LISTED, Sq=530, Skv=530, rows=(457, 1)),
     "first-key-hidden": Case(HOLED, **ALL_LISTED, Sq=530, Skv=530, rows=(265, 1)),
     "nothing-to-much": Case(HOLED, Hq=3, Hkv=3, Hl=3, Sq=300, Skv=300, rows=(0, 90)),
     "holes": Case(HOLED, Hq=2, Hkv=1, Hl=2, Sq=530, Skv=530, rows=(256, 40)),

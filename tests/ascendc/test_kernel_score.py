@@ -313,23 +313,29 @@ def test_a_missing_flag_is_reported() -> None:
         launch(case, source_of(case).replace(line, ""), 2, False)
 
 
-FIFTH_AND_OWN = Predicate(
-    (Span("5", "6"), Span("q_lo + Skv - Sq - 1", "q_hi + Skv - Sq + 1")),
-    lambda lo, hi, sq, skv: [(5, 6), (lo + skv - sq - 1, hi + skv - sq + 1)],
+MOVING_AND_OWN = Predicate(
+    (
+        Span("FloorDiv(q_lo - 40, 4) + 12", "FloorDiv(q_lo - 40, 4) + 13"),
+        Span("q_lo + Skv - Sq - 1", "q_hi + Skv - Sq + 1"),
+    ),
+    lambda lo, hi, sq, skv: [
+        ((lo - 40) // 4 + 12, (lo - 40) // 4 + 13),
+        (lo + skv - sq - 1, hi + skv - sq + 1),
+    ],
 )
 NARROW = 65535  # elements between rows, the most that a load of the cube core can step
 
 
 def test_rows_before_the_first_key_see_nothing() -> None:
     """The end of a span may be negative, where C++ divides towards zero."""
-    for forced in (NONE, FIFTH_AND_OWN):
+    for forced in (NONE, MOVING_AND_OWN):
         check(replace(QUERY, queries=40, keys=33, units=9, forced=forced))
         check(replace(MEAN, group=2, queries=45, keys=41, units=11, forced=forced))
 
 
 def test_several_spans_may_be_forced() -> None:
-    check(replace(QUERY, queries=150, keys=600, units=150, group=2, forced=FIFTH_AND_OWN))
-    check(replace(MEAN, group=4, queries=330, keys=330, units=99, forced=FIFTH_AND_OWN))
+    check(replace(QUERY, queries=150, keys=600, units=150, group=2, forced=MOVING_AND_OWN))
+    check(replace(MEAN, group=4, queries=330, keys=330, units=99, forced=MOVING_AND_OWN))
 
 
 def test_one_row_may_have_a_stride_that_no_load_can_step() -> None:

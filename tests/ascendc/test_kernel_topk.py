@@ -225,3 +225,10 @@ def test_the_last_unit_counts_wherever_its_chunk_ends(units: int) -> None:
     scores = drawn(3, units)
     scores[:, -1] = 1e6
     check(scores, 10, 16)
+
+
+def test_what_an_earlier_chunk_left_behind_is_not_chosen() -> None:
+    for units in (4136, 4137, 4143):  # the third chunk is loaded where the first one was
+        scores = drawn(4, units)
+        scores[:, units % 2048 : 64] = 1e6
+        check(scores, 40, 64)

@@ -310,6 +310,9 @@ class _Stubborn:
     def axes(self, target: Target, spec: Specialisation) -> KernelAxes:
         return TRITON.axes(SM90, spec)
 
+    def lacking(self, target: Target, spec: Specialisation) -> Mapping[str, str]:
+        return {}
+
     def space(self, target: Target, spec: Specialisation) -> AxisSpace:
         return TRITON.space(SM90, spec)
 

@@ -55,8 +55,8 @@ def test_bfloat16_is_computed_as_numbers_and_not_as_bits(name: str) -> None:
 
 
 def test_the_kernels_tried_in_bfloat16_are_all_there_are() -> None:
-    """B61."""
-    tried = {kernel for _, _, kernels in KERNELS.values() for kernel in kernels}
+    """B61. Gluon has no interpreter: tests/gpu/test_attend_ws.py tries its kernel on a card."""
+    tried = {"attend_ws"} | {kernel for _, _, kernels in KERNELS.values() for kernel in kernels}
     assert tried == {p.name.partition(".")[0] for p in (TEMPLATES / "triton/kernels").iterdir()}
 
 

@@ -50,6 +50,7 @@ PLANS: dict[str, tuple[sp.Pattern, Phase, LoopOrder | None]] = {
     "quest": (quest(heads="group"), "prefill", None),
     "quest decode": (quest(), "decode", None),
     "streaming_llm": (streaming_llm(), "prefill", None),
+    "streaming_llm plain": (streaming_llm(), "prefill", "query_major"),
     "streaming_llm decode": (streaming_llm(), "decode", None),
     "listed": (listed(), "prefill", None),
     "biased": (biased(), "prefill", None),
@@ -208,13 +209,16 @@ def test_every_program_is_on_axis_0(name: str) -> None:
             for n in calls
             if isinstance(n.func, ast.Attribute) and n.func.attr == "program_id"
         ]
-        assert axes and set(axes) == {"0"}, file.kernel
+        if file.kernel == "attend_ws":  # its programs draw their work from a counter
+            assert not axes
+        else:
+            assert axes and set(axes) == {"0"}, file.kernel
 
 
 def _call(plan: Plan, env: dict[str, int]) -> Call:
     """Make the first slab of a call out of tensors without memory."""
     rows = min(slab_rows(plan, env, 2), env["Sq"])
-    here = {**env, "R": rows, "R0": 0}
+    here = {**env, "R": rows, "R0": 0, "processors": 132}
     tensors = {
         b.name: torch.empty([dims.evaluate(d, here) for d in b.dims], device="meta")
         for b in plan.buffers

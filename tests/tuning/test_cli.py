@@ -150,7 +150,7 @@ def test_bench_without_a_card_predicts_and_says_so() -> None:
 def test_bench_takes_axes_and_gives_json() -> None:
     rows = [
         json.loads(run("bench", "streaming_llm", *SMALL, "--json", *more).stdout)
-        for more in ((), ("--axis", "attend.block_q=64"), ("--target", "sm80"))
+        for more in ((), ("--axis", "attend_ws.block_q=64"), ("--target", "sm80"))
     ]
     assert [row["name"] for row in rows[0]] == ["streaming_llm(sinks=4, recent=2044)", "dense"]
     assert {row["kind"] for row in rows[0]} == {"predicted"}

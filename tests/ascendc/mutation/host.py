@@ -33,7 +33,10 @@ CALLS = [
     {"B": 1, "Hq": 4, "Hkv": 2, "Sq": 200, "Skv": 300},
     {"B": 3, "Hq": 6, "Hkv": 1, "Sq": 1, "Skv": 1},
     {"B": 2, "Hq": 5, "Hkv": 5, "Sq": 64, "Skv": 65},
+    {"B": 16, "Hq": 8, "Hkv": 8, "Sq": 1000, "Skv": 250},  # 4 blocks, as many as are always kept
+    {"B": 16, "Hq": 8, "Hkv": 8, "Sq": 1000, "Skv": 300},
     {"B": 1, "Hq": 32, "Hkv": 8, "Sq": 100_000, "Skv": 130_000},  # in slabs
+    {"B": 2048, "Hq": 640, "Hkv": 128, "Sq": 128, "Skv": 1280},  # scratch of exactly the limit
     {"B": 64, "Hq": 128, "Hkv": 1, "Sq": 40_000, "Skv": 260_000},
     {"B": 4096, "Hq": 128, "Hkv": 128, "Sq": 300, "Skv": 120_000},  # one row tile is too much
 ]
@@ -166,7 +169,10 @@ class Model:
         workspace: int,
     ) -> None:
         host, values = self.host(), [*words.values()]
-        got = [(s.kernel, s.blocks, s.places, s.tiling) for s in host.steps(values, cores)]
+        try:
+            got = [(s.kernel, s.blocks, s.places, s.tiling) for s in host.steps(values, cores)]
+        except IndexError as error:
+            raise AssertionError("a launch names a kernel that is not there") from error
         assert got == launches
         assert host.workspace_bytes(values, cores) == workspace
 
@@ -181,7 +187,7 @@ class Model:
         changes += [{name: n} for name in ("B", "Sq", "Skv") for n in (-1, 0, 1, 2)]
         changes += [{"Hq": heads} for heads in (3, 256, 258)]
         changes += [{"Hkv": 3}, {"Hq": 128, "Hkv": 1}, {"Hq": 129, "Hkv": 1}, {"Hq": 2, "Hkv": 2}]
-        changes += [{"Skv": 64 * blocks} for blocks in (4093, 4094, 4095, 4096, 4097, 8192)]
+        changes += [{"Skv": 64 * blocks + n} for blocks in (4092, 4093, 4094, 4095) for n in (0, 1)]
         for changed in changes:
             words = words_of(base, **changed)
             assert host.refusal([*words.values()]) == self.refusal(words), changed

@@ -3,13 +3,12 @@
 A site is found in the tokens of the text, so comments, strings and preprocessor lines are no part
 of it. Every other integer literal is a site, whatever it means: none is left out as uninteresting.
 Digits inside an identifier (`int32_t`, `Sort32`) are no literals, nor are those of a float. A
-literal gives two mutants, one more and one less; a run judges one of the two or both (`drawn`).
+literal gives two mutants, one more and one less.
 """
 
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -119,17 +118,6 @@ def mutants_of(template: str, texts: Mapping[str, str]) -> list[Mutant]:
             mutants.setdefault((*group, ordinal), {})[name] = edit
         seen.append(name)
     return [_mutant(template, texts, edits) for edits in mutants.values()]
-
-
-def drawn(made: Sequence[Mutant], seed: int) -> list[Mutant]:
-    """Keep one of the two mutants of each literal, which one depends on the seed and the line."""
-    kept, parity = [], 0
-    for mutant in made:
-        if mutant.kind == "more":
-            parity = zlib.crc32(f"{seed} {mutant.below} {mutant.after}".encode()) % 2
-        if mutant.kind == "sync" or (mutant.kind == "more") == (parity == 0):
-            kept.append(mutant)
-    return kept
 
 
 def unchanged(template: str, name: str) -> Mutant:

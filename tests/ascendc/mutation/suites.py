@@ -80,7 +80,10 @@ def _topk() -> Iterator[Suite]:
         partial(topk.test_the_last_unit_counts_wherever_its_chunk_ends, units)
         for units in (2049, 2057, 2111)
     ]
-    checks += [topk.test_there_may_be_no_list_and_no_unit]
+    checks += [
+        topk.test_what_an_earlier_chunk_left_behind_is_not_chosen,
+        topk.test_there_may_be_no_list_and_no_unit,
+    ]
     context = topk.context()
     yield Suite("chunk 2048", topk.TEMPLATE, context, topk, tuple(checks))
     small = tuple(
@@ -90,7 +93,7 @@ def _topk() -> Iterator[Suite]:
 
 
 def _score() -> Iterator[Suite]:
-    several = score.FIFTH_AND_OWN
+    several = score.MOVING_AND_OWN
     small = {"group": 4, "queries": 40, "keys": 40, "units": 10, "kv_heads": 2}
     two = {"group": 2, "queries": 2, "keys": 9, "units": 2, "is_strided": True}
     before = {"group": 2, "queries": 45, "keys": 33, "units": 9}

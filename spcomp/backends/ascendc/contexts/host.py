@@ -134,7 +134,10 @@ def _rules(plan: Plan) -> Iterable[Rule]:
     yield Rule("Sq < 1 || Skv < 1 || B < 1", "a call needs at least one row, key and batch item")
     for rule in call_rules(plan):
         figure = rule.figure if isinstance(rule.figure, str) else text(rule.figure)
+        too_much = f"{figure} > {rule.most}"
+        # No figure is negative, so there is nothing to ask where the least is 0.
+        wrong = f"({figure} < {rule.least} || {too_much})" if rule.least else too_much
         yield Rule(
-            f"{text(rule.where)} > 1 && ({figure} < {rule.least} || {figure} > {rule.most})",
+            f"{text(rule.where)} > 1 && {wrong}",
             f"{rule.subject}: {rule.reason}",
         )

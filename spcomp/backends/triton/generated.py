@@ -19,6 +19,7 @@ from typing import Any
 from spcomp.codegen.header import without_header
 
 _IMPORTING = threading.Lock()
+_PARSING = threading.Lock()  # Python 3.11 counts the depth of a tree for all threads together
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,9 @@ class Generated:
 def read(kernel: str, text: str) -> Generated:
     """Read a generated file's entry without importing it."""
     max_registers = 0
-    for node in ast.parse(text).body:
+    with _PARSING:
+        body = ast.parse(text).body
+    for node in body:
         match node:
             case ast.Assign([ast.Name("MAX_REGISTERS")], ast.Constant(int(value))):
                 max_registers = value

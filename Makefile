@@ -64,7 +64,7 @@ lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check
 	$(PY) -m mypy
 
-mutation: $(READY)  ## whether the tests notice a broken AscendC template (half an hour on 2 cores)
+mutation: $(READY)  ## whether the tests notice a broken AscendC template (15 minutes on 2 cores)
 	$(PY) -m tests.ascendc.mutation $(MUTATION_ARGS)
 
 clean:  ## remove caches, build products and reports

@@ -111,7 +111,8 @@ def compile_source(source: str) -> EmulatedKernel:
 class Case:
     """One launch. rows: (R0, R) of a slab; None takes all queries. spread: q, k and v lie as
     [B, S, H, D]. out_row0: rows of the outputs before the slab. empty_every: this many lists
-    apart one is empty; 0 for none."""
+    apart one is empty; 0 for none. out_step: elements between the rows of out, which one row does
+    not need; 0 for what they are."""
 
     kernel: Kernel = field(default_factory=Kernel)
     B: int = 1
@@ -126,6 +127,7 @@ class Case:
     out_row0: int = 0
     scale: float = 0.125
     empty_every: int = 0
+    out_step: int = 0
     launch: Launch = field(default_factory=lambda: Launch(kind="mix", blocks=3))
 
 
@@ -207,6 +209,8 @@ def run(
     for name, tensor in (*inputs.items(), ("out", out)):
         values |= {f"{name}_{axis}": tensor.stride(i) for i, axis in enumerate("bhs")}
     values |= {"lse_b": lse.stride(0), "lse_h": lse.stride(1)}
+    if case.out_step:
+        values["out_s"] = case.out_step
     tiling = bytes(Tiling(scale=case.scale, **values))
     arguments: list[Argument] = [
         Buffer(name, t.transpose(1, 2) if case.spread else t, read_only=True)
@@ -300,15 +304,16 @@ HOLED = Kernel(
     granule=16,
     predicate=Predicate(
         (
-            Span("0", "Least(FloorDiv(q - 7, 2) + 1, 63)"),
+            Span("0", "Least(FloorDiv(q - 7, 2) + 4, 63)"),
             Span("Most(q - 200, 64)", "CeilDiv(q + 1, 4) * 4"),
         ),
         lambda q, k, sq, skv: (
-            k < min((q - 7) // 2 + 1, 63) or max(q - 200, 64) <= k < -(-(q + 1) // 4) * 4
+            k < min((q - 7) // 2 + 4, 63) or max(q - 200, 64) <= k < -(-(q + 1) // 4) * 4
         ),
     ),
 )
-"""Query 264 sees of the first 256 keys all but 63, and small queries see none."""
+"""Query 264 sees of the first 256 keys all but 63, query 457 of the next ones all but 256, and the
+first queries see none."""
 
 ALL_LISTED = {"Hq": 8, "Hkv": 2, "Hl": 8}
 # A large scale gives few keys all the weight, so that one too many shows.
@@ -329,6 +334,7 @@ EDGES = {
     "a-tile-of-no-rows": Case(TILE, Hq=4, Hkv=1, Hl=1, Sq=96, Skv=140, width=2),
     "a-piece-of-no-keys": Case(ODD, Hq=4, Hkv=2, Hl=2, Sq=17, Skv=384, width=2),
     "heads-too-far-apart-for-a-load": Case(Sq=1024, Skv=64, width=1, rows=(5, 2)),
+    "one-row-without-a-step": Case(Sq=1, width=2, out_step=1),
     "two-queries-of-spread-outputs": Case(
         UNEVEN, Hq=2, Hkv=1, Hl=1, Sq=2, Skv=300, spread=True, width=3
     ),
@@ -357,6 +363,25 @@ def test_the_largest_score_may_be_any_key(kernel: Kernel) -> None:
             want_lse = torch.full_like(lse, 1.5 * kernel.head_dim)
             torch.testing.assert_close(lse, want_lse, rtol=1e-3, atol=0.0)
             torch.testing.assert_close(out[:, :, 0], v[:, :, key], rtol=1e-2, atol=1e-2)
+
+
+HIDDEN = [(WIDE, 62, 63), (WIDE, 126, 127), (TILE, 126, 127), (HOLED, 264, 63), (HOLED, 457, 256)]
+
+
+@pytest.mark.parametrize(("kernel", "query", "key"), HIDDEN)
+def test_a_hidden_key_may_have_the_largest_score(kernel: Kernel, query: int, key: int) -> None:
+    """It is the only one that the query does not see among the 64 around it."""
+    keys = 3 * kernel.unit
+    assert not kernel.predicate.sees(query, key, keys, keys)
+    case = Case(kernel, Hq=1, Sq=keys, Skv=keys, width=3, rows=(query, 1), scale=1.0)
+    q, k, v, indices, counts = draw(case)
+    indices[...], counts[...] = torch.arange(3), 3
+    q[...], k[...] = 1.0, 0.0
+    k[:, :, key] = 1.5
+    out, lse, _ = run(case, (q, k, v, indices, counts))
+    want_out, want_lse = model(case, (q, k, v, indices, counts))
+    torch.testing.assert_close(out.double(), want_out, rtol=1.6e-2, atol=1e-2)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=2e-3, atol=1e-3)
 
 
 def test_one_key_may_have_a_stride_that_no_load_can_step() -> None:

@@ -1,4 +1,4 @@
-"""Survivors that no test can notice, each with its proof.
+"""Survivors that no test can notice, each with its proof: `equivalents.json`.
 
 An entry stands for the mutants of a template whose line reads `before` and, mutated, `after`; below
 narrows it to those that follow such a line of code. An entry whose mutant does not exist, or is
@@ -7,7 +7,9 @@ noticed by now, is an error.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.ascendc.mutation.mutants import Mutant
 
@@ -28,4 +30,7 @@ class Equivalent:
         return mine == (mutant.template, mutant.before, mutant.after, mutant.below)
 
 
-EQUIVALENTS: tuple[Equivalent, ...] = ()
+def equivalents() -> tuple[Equivalent, ...]:
+    """Read all entries."""
+    groups = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return tuple(Equivalent(proof=g["proof"], **entry) for g in groups for entry in g["mutants"])

@@ -33,6 +33,9 @@ CALLS = [
     {"B": 1, "Hq": 4, "Hkv": 2, "Sq": 200, "Skv": 300},
     {"B": 3, "Hq": 6, "Hkv": 1, "Sq": 1, "Skv": 1},
     {"B": 2, "Hq": 5, "Hkv": 5, "Sq": 64, "Skv": 65},
+    {"B": 64, "Hq": 8, "Hkv": 8, "Sq": 65, "Skv": 64},
+    {"B": 64, "Hq": 8, "Hkv": 8, "Sq": 65, "Skv": 65},
+    {"B": 64, "Hq": 8, "Hkv": 8, "Sq": 128, "Skv": 128},
     {"B": 16, "Hq": 8, "Hkv": 8, "Sq": 1000, "Skv": 250},  # 4 blocks, as many as are always kept
     {"B": 16, "Hq": 8, "Hkv": 8, "Sq": 1000, "Skv": 300},
     {"B": 1, "Hq": 32, "Hkv": 8, "Sq": 100_000, "Skv": 130_000},  # in slabs

@@ -41,7 +41,8 @@ def print_report(
 ) -> list[str]:
     """Print it; give what is wrong, one sentence each.
 
-    least: the share that must be noticed; None: every survivor must have a proof instead.
+    least: the share that must be noticed of those not proven equivalent; None: every survivor must
+    have a proof instead.
     """
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -67,9 +68,10 @@ def print_report(
         console.print(f"  {'UNEXPLAINED' if proof is None else f'proof   {proof}'}", markup=False)
     problems = [*rotten(scores, claims)]
     if least is None and unproven:
-        problems.append(f"{unproven} survivors have no proof in equivalents.py.")
-    if least is not None and share < least:
-        problems.append(f"{share:.2%} of the mutants are noticed, less than {least:.0%}.")
+        problems.append(f"{unproven} survivors have no proof in equivalents.json.")
+    reached = noticed / others
+    if least is not None and reached < least:
+        problems.append(f"{reached:.2%} of the mutants are noticed, less than {least:.0%}.")
     for problem in problems:
         console.print(f"\nerror: {problem}", markup=False)
     return problems
@@ -84,7 +86,9 @@ def rotten(scores: Sequence[Score], claims: Sequence[Equivalent]) -> list[str]:
                 continue
             if not any(map(claim.fits, score.made)):
                 gone = f"{claim.before!r} => {claim.after!r}"
-                said.append(f"{claim.template} has no mutant {gone}; drop it from equivalents.py.")
+                said.append(
+                    f"{claim.template} has no mutant {gone}; drop it from equivalents.json."
+                )
             for mutant, verdict in score.verdicts:
                 if claim.fits(mutant) and verdict.outcome != "survived":
                     said.append(

@@ -132,6 +132,11 @@ def _attend_gather() -> Iterator[Suite]:
         checks.append(partial(attend_gather.check, replace(cases[-1], scale=-0.2)))
         if name in ("TOKEN", "TILE", "ODD"):
             checks.append(partial(attend_gather.test_the_largest_score_may_be_any_key, kernel))
+        checks += [
+            partial(attend_gather.test_a_hidden_key_may_have_the_largest_score, *hidden)
+            for hidden in attend_gather.HIDDEN
+            if hidden[0] == kernel
+        ]
         if name == "TOKEN":
             checks.append(attend_gather.test_one_key_may_have_a_stride_that_no_load_can_step)
         template = "ascendc/kernels/attend_gather.h.jinja"

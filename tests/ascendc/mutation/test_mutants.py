@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ascendc.mutation.equivalents import EQUIVALENTS, Equivalent
+from tests.ascendc.mutation.equivalents import Equivalent, equivalents
 from tests.ascendc.mutation.judge import Bench, Verdict
 from tests.ascendc.mutation.mutants import (
     SYNCHRONISATION,
@@ -149,7 +149,7 @@ def test_a_mutant_that_changes_nothing_is_listed_and_fails_the_run(
     (problem,) = print_report([score], [], least=0.95)
     assert problem == "90.48% of the mutants are noticed, less than 95%."
     (problem,) = print_report([score], [], least=None)
-    assert problem == "2 survivors have no proof in equivalents.py."
+    assert problem == "2 survivors have no proof in equivalents.json."
     printed = capsys.readouterr().out
     assert printed.count("UNEXPLAINED") == 4
     assert made[20].after in printed
@@ -174,7 +174,7 @@ def test_a_proof_counts_only_for_a_mutant_that_is_there_and_survives() -> None:
 
 
 def test_every_proof_is_a_sentence() -> None:
-    for claim in EQUIVALENTS:
+    for claim in equivalents():
         assert len(claim.proof) > 40 and claim.proof.endswith("."), claim
 
 

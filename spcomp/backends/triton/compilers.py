@@ -32,6 +32,7 @@ class Compilers:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="spcomp-build-"))
         self._lock = threading.Lock()
+        self._has_ended = False
         self._jobs: dict[str, Future[dict[str, bytes]]] = {}  # under way, by the digest of the form
         self._digests: dict[str, str] = {}  # of the jobs, by their folder
         self._process = subprocess.Popen(
@@ -53,7 +54,7 @@ class Compilers:
 
     def is_alive(self) -> bool:
         """Tell whether it can take jobs."""
-        return self._process.poll() is None
+        return not self._has_ended and self._process.poll() is None
 
     def files(self, form: Form) -> Future[dict[str, bytes]]:
         """Begin to compile a form; gives the files of its cache entry, or raises CompilerFailed."""
@@ -96,6 +97,7 @@ class Compilers:
             with self._lock:
                 job = self._jobs.pop(self._digests.pop(folder))
             _settle(job, Path(folder), int(status))
+        self._has_ended = True  # its pipe closes before the system knows that it is gone
         with self._lock:
             left, self._jobs = self._jobs, {}
         for job in left.values():

@@ -37,7 +37,7 @@ from tests.ascendc.mutation.suites import Suite
 Outcome = Literal["compiler", "fault", "result", "crash", "timeout", "survived", "error"]
 KILLS: tuple[Outcome, ...] = ("compiler", "fault", "result", "crash", "timeout")
 
-CPU_LIMIT_S = 5.0
+CPU_LIMIT_S = 10.0
 """Of one child for one suite, without its compiler."""
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
@@ -46,7 +46,7 @@ CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.
 WORTH_A_SCHEMA = 30
 """Edits in one text; putting them into one library takes as long as compiling a few."""
 
-WALL_LIMIT_S = 60.0
+WALL_LIMIT_S = 120.0
 MEMORY_LIMIT_BYTES = 4 << 30
 
 

@@ -80,13 +80,15 @@ def plan_for(
     axes: AxisChanges,
     target: str,
 ) -> tuple[Plan, Specialisation, Target]:
-    """Lower a pattern for a call on a chip that need not be here; shape: Sq, D and Dv count.
+    """Lower a pattern for a call on a chip that need not be here; shape: Sq, D, Dv, and Hq and Hkv
+    where they are there, count.
 
     Raises: UnknownTarget, UnknownChoice, and what lowering raises.
     """
     chip = registry.target(target)
     backend = registry.backend(chip.backend)
-    spec = Specialisation(dtype, shape["D"], shape["Dv"])
+    heads = shape.get("Hq", 0), shape.get("Hkv", 0)
+    spec = Specialisation(dtype, shape["D"], shape["Dv"], heads=heads)
     phase = phase_for(shape["Sq"])
     schedule = default_schedule(backend, chip, spec).changed(axes)
     plan = lower(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,6 +153,7 @@ def test_tensors_say_whether_hardware_can_copy_their_rows() -> None:
         (block_topk(block=64), BF16, 168),
         (block_topk(block=64), replace(BF16, heads=(4, 4)), 128),
         (block_topk(block=64), replace(BF16, heads=(4, 4), value_dim=256), 168),
+        (block_topk(block=64), replace(BF16, heads=(6, 1), value_dim=64), 168),
         (block_topk(block=128), replace(BF16, head_dim=256, value_dim=256), 168),
         (streaming_llm(), Specialisation("float16", 64, 64), 168),
         (streaming_llm(), Specialisation("float16", 96, 96), 168),
@@ -176,8 +178,6 @@ def test_ptxas_keeps_the_loops_on_chip_and_its_products_apart(
 
 def loops_that_multiply(binary: bytes) -> list[list[str]]:
     """Give the instruction names of each innermost loop with wgmma in it."""
-    import tempfile
-
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"

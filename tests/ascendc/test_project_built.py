@@ -182,8 +182,12 @@ def without_lengths(case: Path) -> None:
             "the query heads are no multiple of the key and value heads",
         ),
         (
+            replaced("Hkv", "0"),
+            "a call needs at least one row, key, batch item and head",
+        ),
+        (
             replaced("Sq", "0"),
-            "a call needs at least one row, key and batch item",
+            "a call needs at least one row, key, batch item and head",
         ),
     ],
 )
@@ -282,7 +286,11 @@ def test_torch_calls_the_operator(project: Path) -> None:
         ((q, k, v[:, :, :9]), ValueError, "k has 2 heads of 130 tokens, and v 2 of 9."),
         ((q.to("meta"), k, v), ValueError, "k is on cpu, and q on meta."),
         ((q, k.mT.contiguous().mT, v), ValueError, "the last stride of k is 130, and 1 is needed"),
-        ((q[:, :, :0], k, v), ValueError, "a call needs at least one row, key and batch item."),
+        (
+            (q[:, :, :0], k, v),
+            ValueError,
+            "a call needs at least one row, key, batch item and head.",
+        ),
     ):
         with pytest.raises(kind, match=f"{OP}: {re.escape(said)}"):
             operator(*wrong)

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import selectors
-import signal
 import sys
 import traceback
 from collections import deque
@@ -124,6 +123,7 @@ def _started(folder: str) -> _Running:
 
 
 def _forked(folder: Path) -> int:
+    os.dup(1)  # the server's stdout ends when its last fork does, even where the server was killed
     errors = os.open(folder / ERRORS, os.O_WRONLY | os.O_CREAT, 0o600)
     for stream in (1, 2):  # what libraries print is no answer
         os.dup2(errors, stream)
@@ -148,7 +148,6 @@ def main(most: int) -> None:
     import triton.backends.nvidia.compiler
     import triton.language  # noqa: F401
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asked; its end ends stdin
     serve(most)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +49,7 @@ class Compilers:
             env=_environment(),
             text=True,
             bufsize=1,
+            start_new_session=True,  # Ctrl-C is for who asked, and `close` ends all of it at once
         )
         self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,))
         self._listener.daemon = True
@@ -67,14 +70,16 @@ class Compilers:
             return job
 
     def close(self) -> None:
-        """End the server; jobs that are under way fail."""
+        """End the server and its forks; jobs that are under way fail."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.close()
             self._process.wait(END_S)
         except (OSError, subprocess.TimeoutExpired):
-            self._process.kill()
-            self._process.wait()
+            pass
+        with contextlib.suppress(ProcessLookupError):  # its forks still write into the folder
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         self._listener.join(END_S)
         shutil.rmtree(self._folder, ignore_errors=True)
 

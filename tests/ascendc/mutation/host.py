@@ -189,6 +189,7 @@ class Model:
             changes += [{f"{tensor}_s": 0, length: n} for n in (1, 2)]
         changes += [{name: n} for name in ("B", "Sq", "Skv") for n in (-1, 0, 1, 2)]
         changes += [{"Hq": heads} for heads in (3, 256, 258)]
+        changes += [{"Hq": 1, "Hkv": 1}, {"Hq": 0}, {"Hkv": 0}]
         changes += [{"Hkv": 3}, {"Hq": 128, "Hkv": 1}, {"Hq": 129, "Hkv": 1}, {"Hq": 2, "Hkv": 2}]
         changes += [{"Skv": 64 * blocks + n} for blocks in (4092, 4093, 4094, 4095) for n in (0, 1)]
         for changed in changes:

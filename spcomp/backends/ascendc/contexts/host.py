@@ -130,8 +130,9 @@ def _place(buffer: str) -> str:
 
 
 def _rules(plan: Plan) -> Iterable[Rule]:
+    least = "Sq < 1 || Skv < 1 || B < 1 || Hq < 1 || Hkv < 1"
+    yield Rule(least, "a call needs at least one row, key, batch item and head")
     yield Rule("Hq % Hkv != 0", "the query heads are no multiple of the key and value heads")
-    yield Rule("Sq < 1 || Skv < 1 || B < 1", "a call needs at least one row, key and batch item")
     for rule in call_rules(plan):
         figure = rule.figure if isinstance(rule.figure, str) else text(rule.figure)
         too_much = f"{figure} > {rule.most}"

@@ -37,8 +37,12 @@ from tests.ascendc.mutation.suites import Suite
 Outcome = Literal["compiler", "fault", "result", "crash", "timeout", "survived", "error"]
 KILLS: tuple[Outcome, ...] = ("compiler", "fault", "result", "crash", "timeout")
 
-CPU_LIMIT_S = 10.0
-"""Of one child for one suite, without its compiler."""
+RIGHT_LIMIT_S = 60.0
+"""Of the templates as they are, for one suite; processor time, without the compiler."""
+
+LEAST_LIMIT_S, SLOWER = 10.0, 4
+"""A mutant has so many seconds, or so many times what the templates as they are took: on a busy
+machine the same work takes twice the processor time."""
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 """SIGILL is how the compiler ends a process that uses an index beyond an array."""
@@ -46,17 +50,19 @@ CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.
 WORTH_A_SCHEMA = 30
 """Edits in one text; putting them into one library takes as long as compiling a few."""
 
-WALL_LIMIT_S = 120.0
+WALL_LIMIT_S = 300.0
 MEMORY_LIMIT_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a mutant; suite: the specialisation that noticed, said: how."""
+    """What became of a mutant; suite: the specialisation that noticed, said: how. cpu_s: of one that
+    survived, the processor time of the suite that took longest."""
 
     outcome: Outcome
     suite: str = ""
     said: str = ""
+    cpu_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,7 @@ class Bench:
         subprocess.run(command, check=True)
         self._flags = (*flags, "-include", str(header))
         self._schemas: dict[str, Schema] = {}
+        self._limit_s = LEAST_LIMIT_S
 
     def prepare(self, mutants: Iterable[Mutant], suites: Mapping[str, Suite]) -> None:
         """Put many mutants of a suite into one library, where they can share one (schema.py)."""
@@ -145,6 +152,8 @@ class Bench:
                     verdict = child.verdict()
                     if verdict is not None:
                         del children[sentinel]
+                        if all(edit.kind == "none" for edit in child.mutant.edits.values()):
+                            self._limit_s = max(self._limit_s, SLOWER * verdict.cpu_s)
                         yield child.mutant, verdict
         finally:  # the caller may have lost interest
             for child in children.values():
@@ -169,13 +178,14 @@ class Bench:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        longest = 0.0
         for suite in suites:
             sender.send(("", suite.name, ""))  # so that a crash has a place
             edit = job.mutant.edits[suite.name]
-            # Unlike a limit on the process, the timer is not handed on to the compiler. A right
-            # kernel has half the time, so that a slower one is no mutant's fault.
-            limit = CPU_LIMIT_S / 2 if edit.kind == "none" else CPU_LIMIT_S
+            # Unlike a limit on the process, the timer is not handed on to the compiler.
+            limit = RIGHT_LIMIT_S if edit.kind == "none" else self._limit_s
             signal.setitimer(signal.ITIMER_PROF, limit)
+            begun = time.process_time()
             number = self._number((suite.name, edit))
             if edit.kind == "none" and suite.name in self._schemas:
                 is_shared = not job.is_exact
@@ -192,10 +202,11 @@ class Bench:
                 patch.object(emulate, "HOST_FLAGS", self._host_flags),
             ):
                 outcome, said = _run(suite, text)
+            longest = max(longest, time.process_time() - begun)
             if outcome != "survived":
                 sender.send((outcome, suite.name, said))
                 return
-        sender.send(("survived", "", ""))
+        sender.send(("survived", "", str(longest)))
 
 
 def _source(suite: Suite, text: str) -> str:
@@ -265,6 +276,8 @@ class Child:
             while self.receiver.poll():
                 outcome, suite, said = self.receiver.recv()
         self.receiver.close()
+        if outcome == "survived":
+            return Verdict(outcome, cpu_s=float(said))
         if outcome:
             return Verdict(outcome, suite, said)  # type: ignore[arg-type]
         code = self.process.exitcode or 0

@@ -56,8 +56,10 @@ MEMORY_LIMIT_BYTES = 4 << 30
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a mutant; suite: the specialisation that noticed, said: how. cpu_s: of one that
-    survived, the processor time of the suite that took longest."""
+    """What became of a mutant; suite: the specialisation that noticed, said: how.
+
+    cpu_s: of one that survived, the processor time of the suite that took longest.
+    """
 
     outcome: Outcome
     suite: str = ""

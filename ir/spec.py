@@ -15,6 +15,7 @@ from spcomp.ir.nodes import (
     Attend,
     Captured,
     Downsample,
+    Fold,
     Gather,
     Given,
     Input,
@@ -24,12 +25,15 @@ from spcomp.ir.nodes import (
     Merge,
     Node,
     Region,
+    Regroup,
     Score,
     Selection,
     Sink,
+    Softmax,
     State,
     Stream,
     TopK,
+    TopP,
     Union,
 )
 from spcomp.ir.nodes.base import operands
@@ -40,25 +44,33 @@ from spcomp.ir.types import types_of
 
 ProgramRule = Callable[[Program], list[str]]
 
-_TENSORS: tuple[type[Node], ...] = (Input, Downsample, State)
+_TENSORS: tuple[type[Node], ...] = (Input, Downsample, Fold, State)
+_SCORES: tuple[type[Node], ...] = (Score, Softmax, Regroup)
 
 # What each operand of a stage may be.
 OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
     (Downsample, "x"): (Input,),
+    (Fold, "x"): (Input,),
     (State, "value"): (Downsample,),
     (Score, "q"): _TENSORS,
     (Score, "k"): _TENSORS,
-    (TopK, "scores"): (Score,),
+    (Softmax, "scores"): (Score,),
+    (Softmax, "over"): (Score,),
+    (Regroup, "scores"): (Score, Softmax),
+    (TopK, "scores"): _SCORES,
     (TopK, "always"): (Sink, Local),
+    (TopP, "scores"): _SCORES,
+    (TopP, "always"): (Sink, Local),
+    (TopP, "p_by_head"): (Captured,),
     (Given, "tensor"): (Captured,),
     (Given, "counts"): (Captured,),
     (MaskMod, "tables"): (Captured,),
     (Union, "parts"): (Selection,),
     (Intersect, "parts"): (Selection,),
-    (Region, "lists"): (TopK, Given),
+    (Region, "lists"): (TopK, TopP, Given),
     (Region, "tables"): (Captured,),
-    (Stream, "k"): _TENSORS,
-    (Stream, "v"): _TENSORS,
+    (Stream, "k"): (Input, Downsample, State),
+    (Stream, "v"): (Input, Downsample, State),
     (Gather, "stream"): (Stream,),
     (Gather, "selection"): (Selection,),
     (Attend, "q"): (Input,),
@@ -72,7 +84,11 @@ OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
 _LEAST: Mapping[tuple[type[Node], str], int] = {
     (Downsample, "block"): 1,
     (Downsample, "stride"): 1,
+    (Fold, "size"): 1,
+    (Regroup, "rows"): 1,
+    (Regroup, "block"): 1,
     (TopK, "k"): 0,
+    (TopP, "least"): 0,
     (Given, "block_q"): 1,
     (Given, "block_k"): 1,
     (Sink, "count"): 0,

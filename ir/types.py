@@ -19,19 +19,23 @@ from spcomp.ir.nodes import (
     Attend,
     Captured,
     Downsample,
+    Fold,
     Gather,
     Given,
     Input,
     Merge,
     Node,
+    Regroup,
     Score,
     Selection,
+    Softmax,
     State,
     Stream,
     TopK,
+    TopP,
 )
 from spcomp.ir.program import Program
-from spcomp.ir.units import TOKENS, units_of
+from spcomp.ir.units import TOKENS, rows_ranking, units_of, units_ranked
 
 DATA = "data"
 
@@ -81,8 +85,8 @@ def types_of(program: Program) -> dict[Node, Type]:
 
 def role_of(node: Node) -> str:
     """Give the role of the input a tensor comes from: query, key or value."""
-    while isinstance(node, (Downsample, State)):
-        node = node.x if isinstance(node, Downsample) else node.value
+    while isinstance(node, (Downsample, Fold, State)):
+        node = node.value if isinstance(node, State) else node.x
     return node.role if isinstance(node, Input) else "table"
 
 
@@ -93,13 +97,19 @@ def _type(node: Node, types: dict[Node, Type]) -> Type:
         return TensorType(node.dims, node.dtype)
     if isinstance(node, Downsample):
         return _pooled(node, _tensor(types[node.x]))
+    if isinstance(node, Fold):
+        return _folded(node, _tensor(types[node.x]))
     if isinstance(node, State):
         return types[node.value]
     if isinstance(node, Score):
         return _scored(node, _tensor(types[node.q]), _tensor(types[node.k]))
-    if isinstance(node, TopK):
+    if isinstance(node, Softmax):
+        return _probabilities(node, types)
+    if isinstance(node, Regroup):
+        return _regrouped(node, _tensor(types[node.scores]))
+    if isinstance(node, (TopK, TopP)):
         scores = _tensor(types[node.scores])
-        kept = dims.least(node.k, scores.dims[3])
+        kept = dims.least(node.k, scores.dims[3]) if isinstance(node, TopK) else scores.dims[3]
         return SelectionType(TensorType((*scores.dims[:3], kept), "int32"))
     if isinstance(node, Given):
         return SelectionType(_tensor(types[node.tensor]))
@@ -137,7 +147,58 @@ def _scored(node: Score, q: TensorType, k: TensorType) -> TensorType:
             why="the blocks of queries must tile the sequence, so that each query has one list",
             way_out="downsample q with stride equal to block and tail='keep'.",
         )
+    if q.dims[3] != k.dims[3]:
+        raise CannotLower(
+            where=node.where,
+            what=f"a score of vectors of {q.dims[3]} and of {k.dims[3]} numbers",
+            why="a dot product needs as many on both sides",
+            way_out="fold both sides by the same size, or neither.",
+        )
     return TensorType((dims.B, HEADS[node.heads], q.dims[2], k.dims[2]), "float32")
+
+
+def _folded(node: Fold, x: TensorType) -> TensorType:
+    batch, heads, tokens, width = x.dims
+    return TensorType((batch, heads, dims.ceildiv(tokens, node.size), width * node.size), x.dtype)
+
+
+def _probabilities(node: Softmax, types: dict[Node, Type]) -> TensorType:
+    scores = _tensor(types[node.scores])
+    if node.over is not None:
+        over = _tensor(types[node.over])
+        if over.dims[:3] != scores.dims[:3]:
+            raise CannotLower(
+                where=node.where,
+                what=f"scores {scores} divided by the log-sum-exp of {over}",
+                why="both need the same heads and rows",
+                way_out="score both with the same q side and the same heads.",
+            )
+    if node.heads is None:
+        return scores
+    return TensorType((scores.dims[0], HEADS[node.heads], *scores.dims[2:]), scores.dtype)
+
+
+def _regrouped(node: Regroup, scores: TensorType) -> TensorType:
+    rows, units = rows_ranking(node.scores), units_ranked(node.scores)
+    for name, value, grain in (
+        ("rows", node.rows, rows.stride),
+        ("block", node.block, units.stride),
+    ):
+        if value % grain:
+            raise CannotLower(
+                where=node.where,
+                what=f"scores regrouped with {name}={value}",
+                why=f"they come every {grain} tokens, and {value} is no multiple of {grain}",
+                way_out=f"give {name} a multiple of {grain}.",
+            )
+    return TensorType(
+        (
+            *scores.dims[:2],
+            dims.ceildiv(dims.Sq, node.rows),
+            dims.ceildiv(dims.Skv, node.block),
+        ),
+        scores.dtype,
+    )
 
 
 def _attention(node: Node, types: dict[Node, Type]) -> Type:

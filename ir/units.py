@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.expr import Expr, Lit, Sym, op
-from spcomp.ir.nodes import Downsample, Node, State
+from spcomp.ir.nodes import Downsample, Fold, Node, Regroup, Score, Softmax, State
 
 OFFSET = op("sub", Sym("Skv"), Sym("Sq"))
 
@@ -53,7 +53,35 @@ def units_of(node: Node) -> Units:
     inner = node.value if isinstance(node, State) else node
     if isinstance(inner, Downsample):
         return Units(inner.block, inner.stride, inner.tail)
+    if isinstance(inner, Fold):
+        return Units(inner.size, inner.size)
     return TOKENS
+
+
+def score_below(node: Node) -> Score:
+    """Give the score that a map of scores is made from."""
+    while isinstance(node, (Softmax, Regroup)):
+        node = node.scores
+    assert isinstance(node, Score), node
+    return node
+
+
+def rows_ranking(node: Node) -> Units:
+    """Give the query rows that one row of a map of scores stands for."""
+    while isinstance(node, Softmax):
+        node = node.scores
+    if isinstance(node, Regroup):
+        return Units(node.rows, node.rows)
+    return units_of(score_below(node).q)
+
+
+def units_ranked(node: Node) -> Units:
+    """Give the units of keys that a map of scores ranks."""
+    while isinstance(node, Softmax):
+        node = node.scores
+    if isinstance(node, Regroup):
+        return Units(node.block, node.block)
+    return units_of(score_below(node).k)
 
 
 def position(row: str) -> Expr:

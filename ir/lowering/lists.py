@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from spcomp.errors import CannotLower
 from spcomp.ir import dims
@@ -84,6 +85,20 @@ def _given(plan: PlanBuilder, node: Given) -> ListRef:
     )
 
 
+def _refuse(node: Node) -> NoReturn:
+    what = type(node.scores).__name__ if isinstance(node, TopK) else type(node).__name__
+    raise CannotLower(
+        where=node.where,
+        what={
+            "Softmax": "a list chosen by probabilities",
+            "Regroup": "a list chosen by regrouped scores",
+            "TopP": "a list as long as a share of the scores needs",
+        }[what],
+        why="no kernel makes it yet",
+        way_out="use backend='reference'.",
+    )
+
+
 def _whose(plan: PlanBuilder, heads: Dim) -> Dim:
     """Give the heads of a list as Hkv where there are as many, so that query heads can share it."""
     hq, hkv = plan.heads
@@ -91,7 +106,8 @@ def _whose(plan: PlanBuilder, heads: Dim) -> Dim:
 
 
 def _topk(plan: PlanBuilder, node: Node) -> ListRef:
-    assert isinstance(node, TopK) and isinstance(node.scores, Score)
+    if not (isinstance(node, TopK) and isinstance(node.scores, Score)):
+        _refuse(node)
     scores = node.scores
     rows, units = units_of(scores.q), units_of(scores.k)
     granule, count, heads = rows.stride, units.count(dims.Skv), HEADS[scores.heads]

@@ -3,9 +3,9 @@ compared."""
 
 from spcomp.ir.nodes.attend import Attend, Gather, Merge, Stream
 from spcomp.ir.nodes.base import Node, children, rebuild, topological
-from spcomp.ir.nodes.downsample import Downsample, State
+from spcomp.ir.nodes.downsample import Downsample, Fold, State
 from spcomp.ir.nodes.inputs import Captured, Input
-from spcomp.ir.nodes.score import Score
+from spcomp.ir.nodes.score import Regroup, Score, Softmax
 from spcomp.ir.nodes.select import (
     Causal,
     Everything,
@@ -17,6 +17,7 @@ from spcomp.ir.nodes.select import (
     Selection,
     Sink,
     TopK,
+    TopP,
     Union,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "Causal",
     "Downsample",
     "Everything",
+    "Fold",
     "Gather",
     "Given",
     "Input",
@@ -35,12 +37,15 @@ __all__ = [
     "Merge",
     "Node",
     "Region",
+    "Regroup",
     "Score",
     "Selection",
     "Sink",
+    "Softmax",
     "State",
     "Stream",
     "TopK",
+    "TopP",
     "Union",
     "children",
     "rebuild",
@@ -53,9 +58,13 @@ NODES: dict[str, type[Node]] = {
         Input,
         Captured,
         Downsample,
+        Fold,
         State,
         Score,
+        Softmax,
+        Regroup,
         TopK,
+        TopP,
         Given,
         Sink,
         Local,

@@ -28,6 +28,20 @@ class Downsample(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Fold(Node):
+    """Lay the vectors of `size` tokens side by side as one vector.
+
+    x [B,H,S,D] -> [B,H,ceil(S/size),size*D], a view that no kernel stores; tokens past the end are
+    zero. With `reverse` the last token of a unit comes first, so that the dot product of a reversed
+    query unit and a key unit is the sum of one antidiagonal of their scores (XAttention,
+    arXiv:2503.16428, section 2.1)."""
+
+    x: Node
+    size: int
+    reverse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class State(Node):
     """A downsampled value that is kept between calls instead of being made again.
 

@@ -9,8 +9,10 @@ from spcomp.ir.nodes.base import Node
 
 HeadSharing = Literal["query", "group", "all"]
 Reduction = Literal["mean", "sum", "max"]
+Joining = Literal["sum", "max"]
 SHARINGS: tuple[HeadSharing, ...] = ("query", "group", "all")
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "max")
+JOININGS: tuple[Joining, ...] = ("sum", "max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +33,41 @@ class Score(Node):
     causal: bool = True
     heads: HeadSharing = "query"
     reduce: Reduction = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax(Node):
+    """Turn the scores of each row into probabilities over its candidates, in float32.
+
+    scores [B,Hs,Nq,Nk] f32 -> [B,Hs',Nq,Nk] f32. The logits are scores * scale, scale None being
+    1/sqrt(D) with the head dimension D of q, whatever it was folded to. A unit that is no candidate
+    has probability 0, and so has every unit of a row without candidates. `over` names scores of the
+    same rows and heads whose log-sum-exp divides instead of the row's own: p = exp(s - lse(over)),
+    which need not sum to 1 (InfLLM-V2, arXiv:2509.24663). Then the heads that share a list are
+    joined by `reduce`; heads None keeps those of the scores."""
+
+    scores: Node
+    scale: float | None = None
+    over: Node | None = None
+    heads: HeadSharing | None = None
+    reduce: Reduction = "sum"
+
+
+@dataclass(frozen=True, slots=True)
+class Regroup(Node):
+    """Carry scores from one grid of rows and units to a coarser one that tiles the sequence.
+
+    scores [B,Hs,Nq,Nk] f32 -> [B,Hs,ceil(Sq/rows),ceil(Skv/block)] f32. A unit counts for every
+    block that holds one of its tokens: by "sum" its scores are added, each times (tokens in the
+    block) / (tokens between units), which is NSA's overlap (arXiv:2502.11089, equation 9) and a
+    plain sum where units tile (a short last unit counts as a whole one); by "max" the highest
+    counts. Scores of the rows joined are joined
+    the same way. A unit that is no candidate of its row counts as 0 by "sum" and where the scores
+    are probabilities, and as -inf by "max" of plain scores; so does a block without units.
+
+    rows, block: query rows and key tokens of a block, multiples of the grid they come from."""
+
+    scores: Node
+    rows: int
+    block: int
+    by: Joining = "sum"

@@ -1,8 +1,8 @@
 """Which keys a query sees. A selection is a value; it denotes a set of (query, key) token pairs.
 
-Leaves are lists (`TopK`, `Given`) or rules (`Sink`, `Local`, `Causal`, `MaskMod`); `Union` and
-`Intersect` combine any of them. A list has granules: an index stands for `unit` key tokens, a row
-for some query tokens."""
+Leaves are lists (`TopK`, `TopP`, `Given`) or rules (`Sink`, `Local`, `Causal`, `MaskMod`);
+`Union` and `Intersect` combine any of them. A list has granules: an index stands for `unit` key
+tokens, a row for some query tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Literal
 from spcomp.ir.dims import Dim
 from spcomp.ir.expr import Expr
 from spcomp.ir.nodes.base import Node
+
+Crossing = Literal["keep", "drop"]
+CROSSINGS: tuple[Crossing, ...] = ("keep", "drop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,26 @@ class TopK(Selection):
     scores: Node
     k: Dim
     always: tuple[Selection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TopP(Selection):
+    """Keep the best units of each row that together hold a share of the row's scores; a list.
+
+    scores [B,Hs,Nq,Nk] f32, none below 0 -> a list as `TopK` gives it, as long as it needs to be.
+    With T the sum of a row's candidates, the units of `always` are taken first, then the others
+    from the highest down, a tie to the lower index. A unit is kept while the scores taken before
+    it are below p*T (crossing "keep"), or while those up to and with it are at most p*T (crossing
+    "drop").
+    p is a number or a captured tensor with one for each head of the list, f32. At least `least`
+    units are kept where there are so many candidates."""
+
+    scores: Node
+    p: float | None
+    p_by_head: Node | None = None
+    crossing: Crossing = "keep"
+    always: tuple[Selection, ...] = ()
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)

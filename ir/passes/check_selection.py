@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from spcomp.errors import ForcedSetTooLarge, NegativeCount
-from spcomp.ir.nodes import Local, Sink, TopK
+from spcomp.ir.nodes import Local, Sink, TopK, TopP
 from spcomp.ir.program import Program
-from spcomp.ir.units import units_of
+from spcomp.ir.units import rows_ranking, units_ranked
 
 
 def check_selection(program: Program) -> Program:
@@ -39,7 +39,7 @@ def _check(node: TopK) -> None:
             for a in node.always
             if isinstance(a, (Sink, Local))
         )
-        units = units_of(node.scores.k)  # type: ignore[attr-defined]
+        units = units_ranked(node.scores)
         raise ForcedSetTooLarge(
             where=node.where,
             k=node.k,
@@ -49,12 +49,11 @@ def _check(node: TopK) -> None:
         )
 
 
-def straddle(node: TopK) -> int:
+def straddle(node: TopK | TopP) -> int:
     """Give the units a row may have to keep beyond k, because its queries stand in several units.
 
     A row of `granule` queries covers at most ceil((granule - 1) / unit) + 1 units, of which `Local`
     counts one."""
-    granule = units_of(node.scores.q).stride  # type: ignore[attr-defined]
-    unit = units_of(node.scores.k).stride  # type: ignore[attr-defined]
+    granule, unit = rows_ranking(node.scores).stride, units_ranked(node.scores).stride
     has_local = any(isinstance(a, Local) for a in node.always)
     return -(-(granule - 1) // unit) if has_local else 0

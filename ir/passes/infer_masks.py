@@ -19,11 +19,12 @@ from spcomp.ir.nodes import (
     Sink,
     Stream,
     TopK,
+    TopP,
     Union,
 )
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.program import Program
-from spcomp.ir.units import Units, position, units_of
+from spcomp.ir.units import Units, position, units_of, units_ranked
 
 
 def infer_masks(program: Program) -> Program:
@@ -81,7 +82,7 @@ class _Builder:
             for part in parts[1:]:
                 result = op(name, result, part)
             return result
-        if isinstance(selection, (TopK, Given)):
+        if isinstance(selection, (TopK, TopP, Given)):
             self._check_units(selection)
             return Sym(self.lists.setdefault(selection, f"chosen{len(self.lists)}"))
         if isinstance(selection, MaskMod):
@@ -104,7 +105,7 @@ class _Builder:
         assert isinstance(selection, Everything), selection
         return TRUE
 
-    def _check_units(self, selection: TopK | Given) -> None:
+    def _check_units(self, selection: TopK | TopP | Given) -> None:
         unit = list_unit(selection)
         if unit.block != unit.stride:
             raise CannotLower(
@@ -129,5 +130,5 @@ def list_unit(selection: Node) -> Units:
     """Give the units a list's indices stand for, in tokens."""
     if isinstance(selection, Given):
         return Units(selection.block_k, selection.block_k)
-    assert isinstance(selection, TopK)
-    return units_of(selection.scores.k)  # type: ignore[attr-defined]
+    assert isinstance(selection, (TopK, TopP))
+    return units_ranked(selection.scores)

@@ -1,6 +1,7 @@
 """The language of patterns: `@pattern`, one verb a stage, and selections as values."""
 
 from spcomp.dsl.pattern import Pattern, PatternFunction, pattern
+from spcomp.dsl.ranking import regroup, score, softmax, topk, topp
 from spcomp.dsl.selections import (
     block_indices,
     block_mask,
@@ -13,7 +14,7 @@ from spcomp.dsl.selections import (
     sink,
     window,
 )
-from spcomp.dsl.verbs import attend, cached, downsample, gather, merge, score, stream, topk
+from spcomp.dsl.verbs import attend, cached, downsample, fold, gather, merge, stream
 
 __all__ = [
     "Pattern",
@@ -26,15 +27,19 @@ __all__ = [
     "downsample",
     "everything",
     "flex_block_mask",
+    "fold",
     "gather",
     "local",
     "mask_mod",
     "merge",
     "own",
     "pattern",
+    "regroup",
     "score",
     "sink",
+    "softmax",
     "stream",
     "topk",
+    "topp",
     "window",
 ]

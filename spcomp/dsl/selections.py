@@ -9,7 +9,7 @@ import spcomp.dsl.checks as check
 from spcomp.dsl.recording import Recording, current, user_line
 from spcomp.dsl.trace import trace_mask_mod
 from spcomp.errors import ShapeMismatch, WrongStage
-from spcomp.ir.nodes import Causal, Everything, Given, Local, MaskMod, Selection, Sink
+from spcomp.ir.nodes import Captured, Causal, Everything, Given, Local, MaskMod, Selection, Sink
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,6 +118,25 @@ def flex_block_mask(mask: Any) -> Selection:
     if mask.full_kv_indices is not None:
         selection = listed(mask.full_kv_indices, mask.full_kv_num_blocks) | selection
     return selection
+
+
+def captured_row(verb: str, name: str, tensor: Any) -> Captured:
+    """Take a float32 tensor of rank 1, one number a head, as a table of the pattern.
+
+    Raises: ShapeMismatch, WrongStage.
+    """
+    shape, kind = list(tensor.shape), str(getattr(tensor, "dtype", "")).removeprefix("torch.")
+    if len(shape) != 1 or kind != "float32":
+        raise ShapeMismatch(
+            where=user_line(),
+            left=f"{verb}'s {name} of shape {shape} in {kind}",
+            right="one float32 number a head, [Hs]",
+            problem=f"{len(shape)} dimensions in {kind}"
+            if len(shape) != 1
+            else f"its dtype is {kind}",
+            way_out="give a tensor such as torch.full((heads,), 0.9).",
+        )
+    return _record(verb).capture(tensor)
 
 
 def _is_block_mask(value: Any) -> bool:

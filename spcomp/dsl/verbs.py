@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from fractions import Fraction
 from typing import Any, Literal
 
 import spcomp.dsl.checks as check
 from spcomp.dsl.recording import user_line
 from spcomp.dsl.selections import as_selection
 from spcomp.dsl.trace import trace_score_mod
-from spcomp.errors import NotANumber, WrongStage
-from spcomp.ir import dims
-from spcomp.ir.dims import Dim
+from spcomp.errors import WrongStage
 from spcomp.ir.nodes import (
     Attend,
     Downsample,
+    Fold,
     Gather,
     Input,
     Intersect,
-    Local,
     Merge,
     Node,
+    Regroup,
     Score,
     Selection,
-    Sink,
+    Softmax,
     State,
     Stream,
-    TopK,
-    Union,
 )
 from spcomp.ir.nodes.downsample import POOLINGS
-from spcomp.ir.nodes.score import REDUCTIONS, SHARINGS
 
 Mask = Selection | Literal["causal"] | None
 _TENSORS = (Input, Downsample, State)
+_FOLDED = (*_TENSORS, Fold)
+_SCORES = (Score, Softmax, Regroup)
 _SIDES = "q, k, v or a downsample() of one"
 
 
@@ -65,116 +61,17 @@ def cached(value: Node, *, name: str = "pages") -> State:
     return State(value, name, where=user_line())
 
 
-def score(
-    q: Node,
-    units: Node,
-    *,
-    scale: float = 1.0,
-    mask: str | None = "causal",
-    heads: str = "query",
-    reduce: str = "mean",
-) -> Score:
-    """Score units of keys for rows of queries, in float32.
+def fold(x: Node, *, size: int, reverse: bool = False) -> Fold:
+    """Lay the vectors of `size` tokens side by side, the last one first with `reverse`.
 
-    q: q or a downsample() of it; units: k or a downsample() of it. By a "minmax" pair the score is
-    the upper bound of q·k inside the unit, otherwise the dot product. heads: who shares one list,
-    "query" (each query head its own), "group" (the heads of a KV head) or "all"; `reduce` joins
-    their scores. mask "causal" leaves out units whose last token is later than the row's last
-    query.
-    Raises: UnknownChoice, NotANumber, WrongStage.
+    x [B,H,S,D] -> [B,H,ceil(S/size),size*D]; tokens past the end are zero. score(fold(q, size=s,
+    reverse=True), fold(k, size=s)) sums the antidiagonals of s x s tiles (XAttention,
+    arXiv:2503.16428).
+    Raises: NegativeCount, NotANumber, WrongStage.
     """
-    check.stage(
-        "score", "q", q, _TENSORS, "q or a downsample() of q", "score(q, downsample(k, ...))"
-    )
-    check.stage(
-        "score",
-        "units",
-        units,
-        _TENSORS,
-        "k or a downsample() of k",
-        "score(q, downsample(k, ...))",
-    )
-    check.choice("score", "mask", mask, ("causal", None))  # type: ignore[arg-type]
-    check.choice("score", "heads", heads, SHARINGS)
-    check.choice("score", "reduce", reduce, REDUCTIONS)
-    scale = check.number("score", "scale", scale)
-    line = user_line()
-    return Score(q, units, scale, mask == "causal", heads, reduce, where=line)  # type: ignore[arg-type]
-
-
-def topk(
-    scores: Node,
-    *,
-    k: int | None = None,
-    fraction: float | None = None,
-    always: Selection | Sequence[Selection] = (),
-) -> TopK:
-    """Keep the best units of each row; ties go to the lower index.
-
-    Give `k`, the number of units, or `fraction`, a share of all units in (0, 1]. `always` (sink and
-    local, counted in units) is kept whatever the score and counts towards k.
-    Raises: NegativeCount, NotANumber, WrongStage; ForcedSetTooLarge when the pattern is compiled.
-    """
-    check.stage("topk", "scores", scores, (Score,), "a score()", "topk(score(q, units), k=8)")
-    unit = unit_stride(scores)
-    amount = _amount(k, fraction, unit)
-    parts = _anchors(always, unit)
-    return TopK(scores, amount, parts, where=user_line())
-
-
-def _amount(k: int | None, fraction: float | None, unit: int) -> Dim:
-    if (k is None) == (fraction is None):
-        raise NotANumber(
-            where=user_line(),
-            verb="topk",
-            name="k and fraction",
-            value=(k, fraction),
-            kind="pair",
-            wanted="exactly one of k and fraction",
-        )
-    if k is not None:
-        return check.count("topk", "k", k, least=0, counts="units to keep")
-    share = check.number("topk", "fraction", fraction)
-    if not 0 < share <= 1:
-        raise NotANumber(
-            where=user_line(),
-            verb="topk",
-            name="fraction",
-            value=share,
-            kind="float",
-            wanted="a share above 0 and at most 1",
-        )
-    ratio = Fraction(share).limit_denominator(1 << 16)
-    return dims.ceildiv(dims.ceildiv(dims.Skv, unit) * ratio.numerator, ratio.denominator)
-
-
-def unit_stride(scores: Node) -> int:
-    """Give the tokens between the units a score ranks; 1 for tokens."""
-    assert isinstance(scores, Score)
-    side = scores.k.value if isinstance(scores.k, State) else scores.k
-    return side.stride if isinstance(side, Downsample) else 1
-
-
-def _anchors(always: Selection | Sequence[Selection], unit: int) -> tuple[Selection, ...]:
-    given = (always,) if isinstance(always, Selection) else tuple(always)
-    flat: list[Selection] = []
-    for part in given:
-        flat.extend(part.parts if isinstance(part, Union) else (part,))  # type: ignore[arg-type]
-    for part in flat:
-        check.stage(
-            "topk",
-            "always",
-            part,
-            (Sink, Local),
-            "sink(n), local(n) or own()",
-            "combine other selections with the result: topk(...) | selection",
-        )
-    return tuple(_in_units(p, unit) for p in flat)
-
-
-def _in_units(anchor: Selection, unit: int) -> Selection:
-    assert isinstance(anchor, (Sink, Local))
-    return replace(anchor, unit=unit)
+    check.stage("fold", "x", x, (Input,), "q or k", "fold(q, size=8, reverse=True)")
+    size = check.count("fold", "size", size, least=1, counts="the tokens of a unit")
+    return Fold(x, size, bool(reverse), where=user_line())
 
 
 def gather(x: Node, selection: Selection) -> Gather:

@@ -4,7 +4,8 @@ from spcomp.patterns.block_topk import block_topk
 from spcomp.patterns.moba import moba
 from spcomp.patterns.quest import quest
 from spcomp.patterns.streaming_llm import streaming_llm
+from spcomp.patterns.xattention import xattention
 
 SHIPPED = {p.name: p for p in (block_topk, moba, quest, streaming_llm)}
 
-__all__ = ["SHIPPED", "block_topk", "moba", "quest", "streaming_llm"]
+__all__ = ["SHIPPED", "block_topk", "moba", "quest", "streaming_llm", "xattention"]

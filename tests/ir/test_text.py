@@ -149,7 +149,8 @@ LAUNCHES = (
     "WarpsLaunch, GatherLaunch, InvertLaunch, KeysLaunch, MergeLaunch"
 )
 STAGES = (
-    "Input, Captured, Downsample, State, Score, TopK, Given, Sink, Local, Causal, Everything, "
+    "Input, Captured, Downsample, Fold, State, Score, Softmax, Regroup, TopK, TopP, Given, "
+    "Sink, Local, Causal, Everything, "
     "MaskMod, Union, Intersect, Region, Stream, Gather, Attend, Merge"
 )
 WRONG_PROGRAMS = [

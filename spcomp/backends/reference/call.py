@@ -9,7 +9,9 @@ from torch import Tensor
 from spcomp.backends.reference.pooling import (
     Grid,
     Pooled,
+    block_grid,
     compute_dtype,
+    fold,
     pool,
     pooled_grid,
     token_grid,
@@ -20,6 +22,7 @@ from spcomp.ir.nodes import (
     Attend,
     Captured,
     Downsample,
+    Fold,
     Gather,
     Input,
     Node,
@@ -102,6 +105,8 @@ class Call:
             return self.tensors[node.name], None
         if isinstance(node, State):
             return self._state(node)
+        if isinstance(node, Fold):
+            return fold(self.tensor(node.x), node.size, node.reverse), None
         assert isinstance(node, Downsample), node
         if node not in self._values:
             count = self.grid(node).count
@@ -134,6 +139,8 @@ class Call:
         if node not in self._grids:
             if isinstance(node, Downsample):
                 self._grids[node] = pooled_grid(self.grid(node.x), node)
+            elif isinstance(node, Fold):
+                self._grids[node] = block_grid(self.grid(node.x).tokens, node.size, self.device)
             else:
                 self._grids[node] = token_grid(int(self.tensor(node).shape[2]), self.device)
         return self._grids[node]

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from spcomp.backends.reference.attending import Result, pairs_of, result_of
 from spcomp.backends.reference.call import Call
-from spcomp.backends.reference.scoring import score_of
+from spcomp.backends.reference.scoring import row_grid
 from spcomp.backends.reference.selecting import kept_units
-from spcomp.ir.nodes import TopK
+from spcomp.ir.nodes import TopK, TopP
 from spcomp.ir.program import Program
 
 LOGITS_AT_ONCE = 1 << 25
@@ -97,13 +97,13 @@ def to_mask(program: Program, inputs: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lists:
-    """What one top-k chose.
+    """What one top-k or top-p chose.
 
     indices int32 [B,Hs,Nq,K], ascending, -1 at the end; counts int32 [B,Hs,Nq]; scores [B,Hs,Nq,Nk]
     of all units, candidates or not, float32 (float64 for float64).
     """
 
-    node: TopK
+    node: TopK | TopP
     indices: Tensor
     counts: Tensor
     scores: Tensor
@@ -111,14 +111,15 @@ class Lists:
 
 @torch.no_grad()
 def lists(program: Program, inputs: Mapping[str, Tensor]) -> tuple[Lists, ...]:
-    """Give the lists of every top-k of a pattern, for all rows at once (small sizes)."""
+    """Give the lists of every top-k and top-p of a pattern, for all rows at once (small sizes)."""
     call = Call(program, inputs)
     found = []
     for node in program.stages():
-        if isinstance(node, TopK):
-            rows = call.grid(score_of(node).q).count
+        if isinstance(node, (TopK, TopP)):
+            rows = row_grid(call, node.scores).count
             _, kept, values = kept_units(call, node, 0, rows)
-            indices, counts = listed(kept, call.number(node.k))
+            width = call.number(node.k) if isinstance(node, TopK) else 0
+            indices, counts = listed(kept, width)
             found.append(Lists(node, indices, counts, values))
     return tuple(found)
 

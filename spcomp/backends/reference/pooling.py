@@ -65,6 +65,21 @@ def pooled_grid(inner: Grid, node: Downsample) -> Grid:
     return Grid(first, last, inner.stride * node.stride, inner.tokens)
 
 
+def block_grid(tokens: int, block: int, device: torch.device) -> Grid:
+    """Give the grid of blocks that tile some tokens; the last one may be short."""
+    first = torch.arange(0, tokens, block, device=device)
+    return Grid(first, (first + block).clamp(max=tokens) - 1, block, tokens)
+
+
+def fold(x: Tensor, size: int, reverse: bool) -> Tensor:
+    """Lay `size` tokens side by side: [B,H,S,D] -> [B,H,ceil(S/size),size*D], zeros past the
+    end."""
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % size))
+    batch, heads, tokens, width = padded.shape
+    units = padded.reshape(batch, heads, tokens // size, size, width)
+    return (units.flip(3) if reverse else units).flatten(3)
+
+
 def unit_count(length: int, node: Downsample) -> int:
     """Count the units over some entries; with tail "keep" none begins where all is covered."""
     if node.tail == "drop":

@@ -1,4 +1,6 @@
-"""How well each unit of keys fits a row of queries, and which units a row may choose from."""
+"""How well each unit of keys fits a row of queries, and which units a row may choose from.
+
+A map of scores is a `Score`, or what `Softmax` and `Regroup` make of one."""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ import torch
 from torch import Tensor
 
 from spcomp.backends.reference.call import Call, single
-from spcomp.ir.nodes import Local, Node, Score, Sink, TopK
+from spcomp.backends.reference.pooling import Grid, block_grid
+from spcomp.ir.nodes import Local, Node, Regroup, Score, Sink, Softmax
 from spcomp.ir.nodes.score import HeadSharing, Reduction
+from spcomp.ir.units import score_below, units_ranked
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,15 +30,27 @@ class Rows:
     high: Tensor
 
 
-def score_of(node: TopK) -> Score:
-    """Give the score a top-k ranks."""
-    assert isinstance(node.scores, Score), node.scores
-    return node.scores
+def row_grid(call: Call, node: Node) -> Grid:
+    """Tell which query rows each row of a map of scores stands for."""
+    while isinstance(node, Softmax):
+        node = node.scores
+    if isinstance(node, Regroup):
+        return block_grid(call.env["Sq"], node.rows, call.device)
+    return call.grid(score_below(node).q)
 
 
-def list_rows(call: Call, node: Score, start: int, stop: int) -> Rows:
-    """Give rows [start, stop) of a score; rows that the q side does not have are left out."""
-    grid = call.grid(node.q)
+def unit_grid(call: Call, node: Node) -> Grid:
+    """Tell which key tokens each unit of a map of scores stands for."""
+    while isinstance(node, Softmax):
+        node = node.scores
+    if isinstance(node, Regroup):
+        return block_grid(call.env["Skv"], node.block, call.device)
+    return call.grid(score_below(node).k)
+
+
+def list_rows(call: Call, node: Node, start: int, stop: int) -> Rows:
+    """Give rows [start, stop) of a map of scores; rows that there are not are left out."""
+    grid = row_grid(call, node)
     stop = min(stop, grid.count)
     start = min(start, stop)
     first = grid.first[start:stop, None]
@@ -42,11 +58,16 @@ def list_rows(call: Call, node: Score, start: int, stop: int) -> Rows:
     return Rows(start, stop, grid.stride, first + call.shift, last + call.shift)
 
 
-def scores(call: Call, node: Score, rows: Rows) -> Tensor:
+def scores(call: Call, node: Node, rows: Rows) -> Tensor:
     """Score all units for some rows: [B,Hs,n,Nk], float32 (float64 for float64 inputs).
 
     Hs is Hq, Hkv or 1 by `heads`; the query heads that share a list are joined by `reduce`.
     """
+    if isinstance(node, Softmax):
+        return _probabilities(call, node, rows)
+    if isinstance(node, Regroup):
+        return _regrouped(call, node, rows)
+    assert isinstance(node, Score), node
     q = single(node.q, call.value(node.q))[:, :, rows.start : rows.stop].to(call.dtype)
     high, low = call.wide(node.k)
     return unit_scores(q, high, low, node.heads, node.reduce) * node.scale
@@ -61,9 +82,14 @@ def unit_scores(
     unit.
     """
     by_head = _products(q, high) if low is None else _bounds(q, high, low)
+    return shared(by_head, high.shape[1], heads, reduce)
+
+
+def shared(by_head: Tensor, kv_heads: int, heads: HeadSharing, reduce: Reduction) -> Tensor:
+    """Join the scores [B,Hs,n,U] of the heads that share a list."""
     if heads == "query":
         return by_head
-    lists = high.shape[1] if heads == "group" else 1
+    lists = kv_heads if heads == "group" else 1
     grouped = by_head.reshape(by_head.shape[0], lists, -1, *by_head.shape[2:])
     if reduce == "max":
         return grouped.amax(dim=2)
@@ -83,22 +109,70 @@ def _bounds(q: Tensor, high: Tensor, low: Tensor) -> Tensor:
     return _products(q.clamp(min=0), high) + _products(q.clamp(max=0), low)
 
 
-def candidates(call: Call, node: Score, rows: Rows) -> Tensor:
+def _probabilities(call: Call, node: Softmax, rows: Rows) -> Tensor:
+    scale = call.env["D"] ** -0.5 if node.scale is None else node.scale
+    logits = _of_candidates(call, node.scores, rows, -torch.inf, scale)
+    over = logits
+    if node.over is not None:
+        over = _of_candidates(call, node.over, rows, -torch.inf, scale)
+    total = over.logsumexp(dim=-1, keepdim=True) if over.shape[3] else over.new_zeros(1)
+    chances = (logits - total.masked_fill(total == -torch.inf, 0.0)).exp()
+    if node.heads is None:
+        return chances
+    return shared(chances, call.env["Hkv"], node.heads, node.reduce)
+
+
+def _of_candidates(
+    call: Call, node: Node, rows: Rows, otherwise: float, scale: float = 1.0
+) -> Tensor:
+    able = candidates(call, node, rows)
+    return (scores(call, node, rows) * scale).masked_fill(~able, otherwise)
+
+
+def _regrouped(call: Call, node: Regroup, rows: Rows) -> Tensor:
+    ratio = rows.granule // row_grid(call, node.scores).stride
+    inner = list_rows(call, node.scores, rows.start * ratio, rows.stop * ratio)
+    fill = 0.0 if node.by == "sum" or isinstance(node.scores, Softmax) else -torch.inf
+    fine = _of_candidates(call, node.scores, inner, fill)
+    fine = torch.nn.functional.pad(fine, (0, 0, 0, -fine.shape[2] % ratio), value=fill)
+    by_row = fine.reshape(*fine.shape[:2], fine.shape[2] // ratio, ratio, fine.shape[3])
+    joined = by_row.sum(dim=3) if node.by == "sum" else by_row.amax(dim=3)
+    units, blocks = unit_grid(call, node.scores).first, unit_grid(call, node).first
+    unit = units_ranked(node.scores)
+    overlap = _overlap(units, unit.block, blocks, node.block)
+    if node.by == "sum":
+        return joined @ (overlap / unit.stride).to(joined.dtype)
+    if not joined.shape[3]:
+        return joined.new_full((*joined.shape[:3], overlap.shape[1]), fill)
+    nothing = joined.new_full(joined.shape[:3], fill)
+    highest = [joined[..., held].amax(dim=-1) if held.any() else nothing for held in overlap.T > 0]
+    return torch.stack(highest, dim=-1)
+
+
+def _overlap(units: Tensor, unit: int, blocks: Tensor, block: int) -> Tensor:
+    """Count the tokens that each unit has in each block, from the first tokens and the sizes of
+    both: int64 [units, blocks]."""
+    first = torch.maximum(units[:, None], blocks[None, :])
+    end = torch.minimum(units[:, None] + unit, blocks[None, :] + block)
+    return (end - first).clamp(min=0)
+
+
+def candidates(call: Call, node: Node, rows: Rows) -> Tensor:
     """Tell which units a row may choose, bool [n, Nk]; causal: those whose last token it sees."""
-    last = call.grid(node.k).last[None, :]
-    if not node.causal:
+    last = unit_grid(call, node).last[None, :]
+    if not score_below(node).causal:
         return torch.ones(len(rows.low), last.shape[1], dtype=torch.bool, device=call.device)
     return last <= rows.high
 
 
-def forced(call: Call, node: Score, always: tuple[Node, ...], rows: Rows) -> Tensor:
+def forced(call: Call, node: Node, always: tuple[Node, ...], rows: Rows) -> Tensor:
     """Tell which units a row keeps whatever their score: bool [n, Nk].
 
     `Sink(n)` holds the first n units, `Local(n)` those from n - 1 before the own unit of the row's
     first query to the own unit of its last. A forced unit need not be complete, but under a causal
     score it must have begun.
     """
-    grid = call.grid(node.k)
+    grid = unit_grid(call, node)
     unit = torch.arange(grid.count, device=call.device)[None, :]
     held = torch.zeros(len(rows.low), grid.count, dtype=torch.bool, device=call.device)
     for part in always:
@@ -109,4 +183,4 @@ def forced(call: Call, node: Score, always: tuple[Node, ...], rows: Rows) -> Ten
             held |= (unit > rows.low // grid.stride - part.count) & (
                 unit <= rows.high // grid.stride
             )
-    return held & (grid.first[None, :] <= rows.high) if node.causal else held
+    return held & (grid.first[None, :] <= rows.high) if score_below(node).causal else held

@@ -20,8 +20,9 @@ from spcomp.backends.reference.scoring import (
     candidates,
     forced,
     list_rows,
-    score_of,
+    row_grid,
     scores,
+    unit_grid,
 )
 from spcomp.errors import ShapeMismatch
 from spcomp.ir.expr import Expr
@@ -36,8 +37,10 @@ from spcomp.ir.nodes import (
     Region,
     Sink,
     TopK,
+    TopP,
     Union,
 )
+from spcomp.ir.nodes.select import Crossing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +77,7 @@ def mask_of(node: Node, chunk: Chunk) -> Tensor:
     if isinstance(node, (Union, Intersect)):
         parts = [mask_of(p, chunk) for p in node.parts]
         return reduce(torch.logical_or if isinstance(node, Union) else torch.logical_and, parts)
-    if isinstance(node, TopK):
+    if isinstance(node, (TopK, TopP)):
         return _chosen(node, chunk)
     if isinstance(node, Given):
         return _given(node, chunk)
@@ -121,17 +124,22 @@ def symbols(chunk: Chunk) -> dict[str, Value]:
 # ---- lists ---------------------------------------------------------------------------------------
 
 
-def kept_units(call: Call, node: TopK, first: int, stop: int) -> tuple[Rows, Tensor, Tensor]:
+def kept_units(call: Call, node: TopK | TopP, first: int, stop: int) -> tuple[Rows, Tensor, Tensor]:
     """Choose units for rows [first, stop) of a list.
 
     Returns: the rows, the kept units bool [B,Hs,n,Nk], and the scores [B,Hs,n,Nk].
     """
-    score = score_of(node)
-    rows = list_rows(call, score, first, stop)
-    values = scores(call, score, rows)
-    always = forced(call, score, node.always, rows)
-    able = candidates(call, score, rows) | always
-    return rows, best(values, able, always, call.number(node.k)), values
+    rows = list_rows(call, node.scores, first, stop)
+    values = scores(call, node.scores, rows)
+    always = forced(call, node.scores, node.always, rows)
+    able = candidates(call, node.scores, rows) | always
+    if isinstance(node, TopK):
+        return rows, best(values, able, always, call.number(node.k)), values
+    p: Tensor | float | None = node.p
+    if node.p_by_head is not None:
+        p = call.tensor(node.p_by_head).to(values.dtype)[None, :, None, None]
+    assert p is not None
+    return rows, share(values, able, always, p, node.crossing, node.least), values
 
 
 def best(values: Tensor, able: Tensor, always: Tensor, k: int) -> Tensor:
@@ -142,21 +150,52 @@ def best(values: Tensor, able: Tensor, always: Tensor, k: int) -> Tensor:
     """
     always, able = always.expand_as(values), able.expand_as(values)
     keep = torch.minimum(always.sum(-1).clamp(min=k), able.sum(-1))[..., None]
-    order = values.sort(dim=-1, descending=True, stable=True).indices
-    group = 2 * values.isnan().int() + 4 * (~able).int()
-    group = torch.where(always, -1, group).gather(-1, order)
-    order = order.gather(-1, group.sort(dim=-1, stable=True).indices)
+    order = _ranked(values, able, always)
     place = torch.arange(values.shape[-1], device=values.device)
     return torch.zeros_like(able).scatter(-1, order, place < keep)
 
 
-def _chosen(node: TopK, chunk: Chunk) -> Tensor:
+def share(
+    values: Tensor,
+    able: Tensor,
+    always: Tensor,
+    p: Tensor | float,
+    crossing: Crossing,
+    least: int,
+) -> Tensor:
+    """Keep the units that together hold a share p of a row's scores, as `TopP` says.
+
+    values [B,Hs,n,Nk]; able, always bool broadcastable to it; p a number or [1,Hs,1,1] -> bool like
+    values. NaN counts as 0 and ranks below every number.
+    """
+    always, able = always.expand_as(values), able.expand_as(values)
+    order = _ranked(values, able, always)
+    counted = values.masked_fill(~able | values.isnan(), 0.0)
+    ordered = counted.gather(-1, order)
+    reached = ordered.cumsum(dim=-1)
+    goal = p * counted.sum(dim=-1, keepdim=True)
+    kept = reached - ordered < goal if crossing == "keep" else reached <= goal
+    place = torch.arange(values.shape[-1], device=values.device)
+    kept = torch.zeros_like(able).scatter(-1, order, kept | (place < least))
+    return (kept & able) | always
+
+
+def _ranked(values: Tensor, able: Tensor, always: Tensor) -> Tensor:
+    """Order the units of each row: those it must keep, then by score, then those it cannot have.
+    A tie goes to the lower index; NaN ranks below every number."""
+    order = values.sort(dim=-1, descending=True, stable=True).indices
+    group = 2 * values.isnan().int() + 4 * (~able).int()
+    group = torch.where(always, -1, group).gather(-1, order)
+    return order.gather(-1, group.sort(dim=-1, stable=True).indices)
+
+
+def _chosen(node: TopK | TopP, chunk: Chunk) -> Tensor:
     with torch.no_grad():
-        call, score = chunk.call, score_of(node)
-        granule = call.grid(score.q).stride
+        call = chunk.call
+        granule = row_grid(call, node.scores).stride
         first = chunk.start // granule
         rows, kept, _ = kept_units(call, node, first, -(-chunk.stop // granule))
-        held = _on_entries(kept, call.grid(score.k), chunk)
+        held = _on_entries(kept, unit_grid(call, node.scores), chunk)
         return _on_queries(held, rows.granule, rows.start, chunk)
 
 

@@ -1,0 +1,239 @@
+"""The verbs that rank and choose: score, softmax, regroup, topk, topp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import spcomp.dsl.checks as check
+from spcomp.dsl.recording import user_line
+from spcomp.dsl.selections import captured_row
+from spcomp.errors import NotANumber
+from spcomp.ir import dims
+from spcomp.ir.dims import Dim
+from spcomp.ir.nodes import (
+    Downsample,
+    Fold,
+    Input,
+    Local,
+    Node,
+    Regroup,
+    Score,
+    Selection,
+    Sink,
+    Softmax,
+    State,
+    TopK,
+    TopP,
+    Union,
+)
+from spcomp.ir.nodes.score import JOININGS, REDUCTIONS, SHARINGS
+from spcomp.ir.nodes.select import CROSSINGS
+from spcomp.ir.units import units_ranked
+
+_SIDES = (Input, Downsample, Fold, State)
+_SCORES = (Score, Softmax, Regroup)
+
+
+def score(
+    q: Node,
+    units: Node,
+    *,
+    scale: float = 1.0,
+    mask: str | None = "causal",
+    heads: str = "query",
+    reduce: str = "mean",
+) -> Score:
+    """Score units of keys for rows of queries, in float32.
+
+    q: q or a downsample() of it; units: k or a downsample() of it. By a "minmax" pair the score is
+    the upper bound of q·k inside the unit, otherwise the dot product. heads: who shares one list,
+    "query" (each query head its own), "group" (the heads of a KV head) or "all"; `reduce` joins
+    their scores. mask "causal" leaves out units whose last token is later than the row's last
+    query.
+    Raises: UnknownChoice, NotANumber, WrongStage.
+    """
+    check.stage("score", "q", q, _SIDES, "q or a downsample() of q", "score(q, downsample(k, ...))")
+    check.stage(
+        "score",
+        "units",
+        units,
+        _SIDES,
+        "k or a downsample() of k",
+        "score(q, downsample(k, ...))",
+    )
+    check.choice("score", "mask", mask, ("causal", None))  # type: ignore[arg-type]
+    check.choice("score", "heads", heads, SHARINGS)
+    check.choice("score", "reduce", reduce, REDUCTIONS)
+    scale = check.number("score", "scale", scale)
+    line = user_line()
+    return Score(q, units, scale, mask == "causal", heads, reduce, where=line)  # type: ignore[arg-type]
+
+
+def softmax(
+    scores: Node,
+    *,
+    scale: float | None = None,
+    over: Node | None = None,
+    heads: str | None = None,
+    reduce: str = "sum",
+) -> Softmax:
+    """Turn the scores of each row into probabilities over its candidates.
+
+    scale: what scores are multiplied by first; default 1/sqrt(D), D the head dimension of q.
+    over: a score() of the same rows whose log-sum-exp divides instead of the row's own. heads,
+    reduce: as in score(), joining probabilities. A row without candidates has probability 0
+    everywhere.
+    Raises: NotANumber, UnknownChoice, WrongStage; CannotLower where `over` has other rows or heads.
+    """
+    check.stage("softmax", "scores", scores, (Score,), "a score()", "softmax(score(q, units))")
+    if over is not None:
+        check.stage("softmax", "over", over, (Score,), "a score()", "softmax(a, over=score(q, b))")
+    if heads is not None:
+        check.choice("softmax", "heads", heads, SHARINGS)
+    check.choice("softmax", "reduce", reduce, REDUCTIONS)
+    number = None if scale is None else check.number("softmax", "scale", scale)
+    line = user_line()
+    return Softmax(scores, number, over, heads, reduce, where=line)  # type: ignore[arg-type]
+
+
+def regroup(scores: Node, *, block: int, rows: int = 1, by: str = "sum") -> Regroup:
+    """Carry scores to blocks of `block` key tokens and of `rows` query rows.
+
+    By "sum" a unit counts for each block by the share of it that lies inside, by "max" the highest
+    unit that touches a block counts.
+    Raises: NegativeCount, NotANumber, UnknownChoice, WrongStage; CannotLower where a size is no
+    multiple of what the scores come in.
+    """
+    check.stage(
+        "regroup", "scores", scores, (Score, Softmax), "a score() or a softmax()", "regroup(p, ...)"
+    )
+    block = check.count("regroup", "block", block, least=1, counts="the key tokens of a block")
+    rows = check.count("regroup", "rows", rows, least=1, counts="the query rows of a block")
+    check.choice("regroup", "by", by, JOININGS)
+    return Regroup(scores, rows, block, by, where=user_line())  # type: ignore[arg-type]
+
+
+def topp(
+    scores: Node,
+    *,
+    p: Any,
+    crossing: str = "keep",
+    always: Selection | Sequence[Selection] = (),
+    least: int = 0,
+) -> TopP:
+    """Keep the best units of each row that together hold a share `p` of its scores.
+
+    scores: none below 0, such as a softmax(). p: a share from 0 to 1, or a float32 tensor with one
+    for each head of the list. crossing: whether the unit that reaches the share is kept ("keep") or
+    not ("drop"). always (sink and local, counted in units) is taken first and counts. least: units
+    kept at least.
+    Raises: NegativeCount, NotANumber, UnknownChoice, ShapeMismatch, WrongStage.
+    """
+    check.stage(
+        "topp", "scores", scores, _SCORES, "a score(), softmax() or regroup()", "topp(..., p=0.9)"
+    )
+    check.choice("topp", "crossing", crossing, CROSSINGS)
+    least = check.count("topp", "least", least, least=0, counts="units kept at least")
+    parts = _anchors(always, unit_stride(scores))
+    is_table = hasattr(p, "shape")
+    table = captured_row("topp", "p", p) if is_table else None
+    number = None if is_table else _share(p)
+    line = user_line()
+    return TopP(scores, number, table, crossing, parts, least, where=line)  # type: ignore[arg-type]
+
+
+def _share(p: Any) -> float:
+    value = check.number("topp", "p", p)
+    if not 0 <= value <= 1:
+        raise NotANumber(
+            where=user_line(),
+            verb="topp",
+            name="p",
+            value=value,
+            kind="float",
+            wanted="a share from 0 to 1",
+        )
+    return value
+
+
+def topk(
+    scores: Node,
+    *,
+    k: int | None = None,
+    fraction: float | None = None,
+    always: Selection | Sequence[Selection] = (),
+) -> TopK:
+    """Keep the best units of each row; ties go to the lower index.
+
+    Give `k`, the number of units, or `fraction`, a share of all units in (0, 1]. `always` (sink and
+    local, counted in units) is kept whatever the score and counts towards k.
+    Raises: NegativeCount, NotANumber, WrongStage; ForcedSetTooLarge when the pattern is compiled.
+    """
+    check.stage(
+        "topk",
+        "scores",
+        scores,
+        _SCORES,
+        "a score(), softmax() or regroup()",
+        "topk(score(q, units), k=8)",
+    )
+    unit = unit_stride(scores)
+    amount = _amount(k, fraction, unit)
+    parts = _anchors(always, unit)
+    return TopK(scores, amount, parts, where=user_line())
+
+
+def _amount(k: int | None, fraction: float | None, unit: int) -> Dim:
+    if (k is None) == (fraction is None):
+        raise NotANumber(
+            where=user_line(),
+            verb="topk",
+            name="k and fraction",
+            value=(k, fraction),
+            kind="pair",
+            wanted="exactly one of k and fraction",
+        )
+    if k is not None:
+        return check.count("topk", "k", k, least=0, counts="units to keep")
+    share = check.number("topk", "fraction", fraction)
+    if not 0 < share <= 1:
+        raise NotANumber(
+            where=user_line(),
+            verb="topk",
+            name="fraction",
+            value=share,
+            kind="float",
+            wanted="a share above 0 and at most 1",
+        )
+    ratio = Fraction(share).limit_denominator(1 << 16)
+    return dims.ceildiv(dims.ceildiv(dims.Skv, unit) * ratio.numerator, ratio.denominator)
+
+
+def unit_stride(scores: Node) -> int:
+    """Give the tokens between the units a score ranks; 1 for tokens."""
+    return units_ranked(scores).stride
+
+
+def _anchors(always: Selection | Sequence[Selection], unit: int) -> tuple[Selection, ...]:
+    given = (always,) if isinstance(always, Selection) else tuple(always)
+    flat: list[Selection] = []
+    for part in given:
+        flat.extend(part.parts if isinstance(part, Union) else (part,))  # type: ignore[arg-type]
+    for part in flat:
+        check.stage(
+            "topk",
+            "always",
+            part,
+            (Sink, Local),
+            "sink(n), local(n) or own()",
+            "combine other selections with the result: topk(...) | selection",
+        )
+    return tuple(_in_units(p, unit) for p in flat)
+
+
+def _in_units(anchor: Selection, unit: int) -> Selection:
+    assert isinstance(anchor, (Sink, Local))
+    return replace(anchor, unit=unit)

@@ -54,7 +54,7 @@ def given(case: Case) -> Pattern:
 
 
 def sunk(case: Case) -> Pattern:
-    """Lists of a KV head beside sink logits; heads of an odd group leave a consumer without."""
+    """Make lists of a KV head beside sink logits."""
     logits = shared.sinks_of(case)
 
     @sp.pattern

@@ -184,7 +184,7 @@ def test_tensors_say_whether_hardware_can_copy_their_rows() -> None:
         (softcapped(), BF16, 168),
         (merged(), BF16, 168),
         (sunk(), BF16, 168),
-        (sunk(heads=6), replace(BF16, heads=(6, 2), value_dim=64), 168),
+        (sunk(heads=6), replace(BF16, heads=(6, 2), value_dim=64), 128),
         (sunk(block=128), replace(BF16, head_dim=256, value_dim=256), 168),
     ],
     ids=str,

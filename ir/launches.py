@@ -179,7 +179,10 @@ class AttendRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttendLaunch(Launch):
-    """Query-major: a program holds a tile of queries and walks its list of key tiles."""
+    """Query-major: a program holds a tile of queries and walks its list of key tiles.
+
+    sinks_buf [Hq], when named: logits that join the denominator once lse is taken. Only the launch
+    that ends the softmax has them, the one that writes the results."""
 
     q_buf: str
     k_buf: str
@@ -190,6 +193,7 @@ class AttendLaunch(Launch):
     partial_buf: str
     total_buf: str
     table_bufs: tuple[str, ...] = ()
+    sinks_buf: str = ""
     rule: AttendRule
 
     @property
@@ -235,7 +239,7 @@ class GatherLaunch(Launch):
 
     A row covers `granule` query rows, an index `unit` tokens. With `splits` > 1 the keys of a row
     are split over programs, and out and lse have a leading axis of that length for `MergeLaunch`.
-    """
+    sinks_buf: as in `AttendLaunch`."""
 
     q_buf: str
     k_buf: str
@@ -245,6 +249,7 @@ class GatherLaunch(Launch):
     list_buf: str
     count_buf: str
     table_bufs: tuple[str, ...] = ()
+    sinks_buf: str = ""
     granule: int
     unit: int
     splits: Dim
@@ -337,11 +342,12 @@ class MergeLaunch(Launch):
     """Join parts by LSE.
 
     axis 0: parts [P,B,Hq,R,Dv], all valid. axis 3: parts [B,Hq,R,P,Dv], of which row r has
-    count_buf[b, head, r] (when named)."""
+    count_buf[b, head, r] (when named). sinks_buf: as in `AttendLaunch`."""
 
     part_buf: str
     part_lse_buf: str
     count_buf: str = ""
+    sinks_buf: str = ""
     out_buf: str
     lse_buf: str
     parts: Dim

@@ -17,6 +17,7 @@ from spcomp.ir.launches import (
     TilesLaunch,
 )
 from spcomp.ir.plan import Buffer, Launch, Plan, Slabs
+from spcomp.ir.types import SINK_DTYPES
 
 PlanRule = Callable[[Plan], list[str]]
 
@@ -243,6 +244,23 @@ def merges_join_stacks(plan: Plan) -> list[str]:
     return problems
 
 
+def sinks_end_a_softmax(plan: Plan) -> list[str]:
+    """Hold when sinks are one captured logit a head, read by the launch that writes the results: a
+    part of a softmax would count them once too often."""
+    problems = []
+    declared = {b.name: b for b in plan.buffers}
+    for launch in plan.launches():
+        name = getattr(launch, "sinks_buf", "")
+        if not name or name not in declared:
+            continue
+        if plan.out not in launch.writes():
+            problems.append(f"{launch.kernel} reads the sinks '{name}' and writes a part alone")
+        buffer = declared[name]
+        if buffer.kind != "captured" or len(buffer.dims) != 1 or buffer.dtype not in SINK_DTYPES:
+            problems.append(f"{launch.kernel} takes '{name}' for sinks, which is no list of logits")
+    return problems
+
+
 RULES_PLAN: dict[str, PlanRule] = {
     rule.__name__: rule
     for rule in (
@@ -257,5 +275,6 @@ RULES_PLAN: dict[str, PlanRule] = {
         dims_are_known,
         expressions_fit_kernels,
         merges_join_stacks,
+        sinks_end_a_softmax,
     )
 }

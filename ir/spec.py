@@ -76,8 +76,10 @@ OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
     (Attend, "q"): (Input,),
     (Attend, "streams"): (Gather, Stream),
     (Attend, "tables"): (Captured,),
+    (Attend, "sinks"): (Captured,),
     (Merge, "parts"): (Attend, Merge),
     (Merge, "gates"): (Captured,),
+    (Merge, "sinks"): (Captured,),
 }
 
 # Integer fields and the least value each may have.
@@ -120,6 +122,15 @@ def operand_fault(node: Node) -> str | None:
         least = _LEAST.get((kind, name))
         if least is not None and isinstance(value, int) and value < least:
             return f"gives {kind.__name__}.{name} the value {value}, which is below {least}"
+    return _sinks_fault(node) if isinstance(node, Merge) else None
+
+
+def _sinks_fault(node: Merge) -> str | None:
+    """Say where sinks stand that do not end a softmax of their own."""
+    if node.by == "gates":
+        return None if node.sinks is None else "gives a Merge by gates sinks, which has no softmax"
+    if any(isinstance(p, (Attend, Merge)) and p.sinks is not None for p in node.parts):
+        return "gives Merge.parts a result with sinks, where the Merge itself would have them"
     return None
 
 
@@ -228,7 +239,7 @@ def no_identity_stage(program: Program) -> list[str]:
         if isinstance(node, Downsample) and node.block == node.stride == 1 and node.by != "minmax":
             problems.append("a Downsample pools single tokens")
         if isinstance(node, Merge) and node.by == "lse":
-            if len(node.parts) == 1:
+            if len(node.parts) == 1 and (node.sinks is None or isinstance(node.parts[0], Attend)):
                 problems.append("a Merge joins one part")
             if any(isinstance(p, Merge) and p.by == "lse" for p in node.parts):
                 problems.append("a Merge joins a Merge by the same rule")

@@ -38,6 +38,7 @@ from spcomp.ir.program import Program
 from spcomp.ir.units import TOKENS, rows_ranking, units_of, units_ranked
 
 DATA = "data"
+SINK_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +207,22 @@ def _attention(node: Node, types: dict[Node, Type]) -> Type:
         return types[node.k]
     if isinstance(node, Gather):
         return types[node.stream]
-    if isinstance(node, Attend):
-        return _attended(node)
-    assert isinstance(node, Merge), node
-    return types[node.parts[0]]
+    assert isinstance(node, (Attend, Merge)), node
+    if node.sinks is not None:
+        _check_sinks(node, _tensor(types[node.sinks]))
+    return _attended(node) if isinstance(node, Attend) else types[node.parts[0]]
+
+
+def _check_sinks(node: Attend | Merge, sinks: TensorType) -> None:
+    if len(sinks.dims) != 1 or sinks.dtype not in SINK_DTYPES:
+        raise WrongStage(
+            where=node.where,
+            verb=type(node).__name__.lower(),
+            argument="sinks",
+            wanted=f"one logit a query head, [Hq] of {', '.join(SINK_DTYPES)},",
+            given=f"a tensor {sinks}",
+            way_out="a sink logit is a float and is the same for every query row of its head.",
+        )
 
 
 def _attended(node: Attend) -> TensorType:

@@ -22,7 +22,7 @@ from spcomp.errors import (
     StrideTooLarge,
 )
 from spcomp.ir.expr import Expr, Lit, Load, bounds_of, walk
-from spcomp.ir.nodes import Attend, Captured, Given, MaskMod, Node
+from spcomp.ir.nodes import Attend, Captured, Given, MaskMod, Merge, Node
 from spcomp.ir.types import INPUTS
 
 _ROLES = {"q": "query", "k": "key", "v": "value"}
@@ -163,6 +163,8 @@ def check_masks(pattern: Pattern, env: Mapping[str, int], device: str) -> None:
             _given(node, pattern, env)
         for expr in _expressions(node):
             _tables(node, expr, pattern, env)
+        if isinstance(node, (Attend, Merge)) and isinstance(node.sinks, Captured):
+            _sinks(node, pattern.tensors[node.sinks.name], env)
     for name, tensor in pattern.tensors.items():
         if str(tensor.device) != device:
             raise DeviceClash(
@@ -243,6 +245,17 @@ def _tables(node: Node, expr: Expr, pattern: Pattern, env: Mapping[str, int]) ->
                         f"{int(high)}"
                     ),
                 )
+
+
+def _sinks(node: Node, sinks: Tensor, env: Mapping[str, int]) -> None:
+    if sinks.shape != (env["Hq"],):
+        raise ShapeMismatch(
+            where=node.where,
+            left=f"the sinks of shape {list(sinks.shape)}",
+            right=f"q with Hq = {env['Hq']}",
+            problem="a sink is one logit of one query head",
+            way_out=f"pass {env['Hq']} sinks; sink.expand({env['Hq']}) shares one between heads.",
+        )
 
 
 def _short(dtype: object) -> str:

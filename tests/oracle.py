@@ -29,14 +29,16 @@ def attention(
     *,
     scale: float | None = None,
     hook: Hook | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention over the pairs of a mask, in float64, differentiable.
 
     q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv], mask bool broadcastable to [B,Hq,Sq,Skv];
-    `hook` maps the scaled logits to new ones. Returns out [B,Hq,Sq,Dv] and lse [B,Hq,Sq], float64;
-    a row that sees no key gives 0 and -inf.
+    `hook` maps the scaled logits to new ones; `sinks` [Hq] are logits without a key and a value.
+    Returns out [B,Hq,Sq,Dv] and lse [B,Hq,Sq], which leaves sinks out, float64; a row that sees no
+    key gives 0 and -inf.
     """
-    return _attention(q.double(), k.double(), v.double(), mask, scale, hook)
+    return _attention(q.double(), k.double(), v.double(), mask, scale, hook, sinks)
 
 
 def plain_attention(
@@ -47,13 +49,20 @@ def plain_attention(
     *,
     scale: float | None = None,
     hook: Hook | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same in the dtype of the inputs: what a careful user would write in plain PyTorch."""
-    return _attention(q, k, v, mask, scale, hook)
+    return _attention(q, k, v, mask, scale, hook, sinks)
 
 
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None, hook: Hook | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scale: float | None,
+    hook: Hook | None,
+    sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
@@ -65,7 +74,17 @@ def _attention(
     logits = logits.masked_fill(empty, 0.0)
     out = (torch.softmax(logits, dim=-1) @ v).masked_fill(empty, 0.0)
     lse = torch.logsumexp(logits, dim=-1).masked_fill(empty[..., 0], -math.inf)
+    if sinks is not None:
+        out = _beside_sinks(logits, v, sinks.to(logits.dtype)).masked_fill(empty, 0.0)
     return out, lse
+
+
+def _beside_sinks(logits: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    """A column of sink logits joins the softmax and is cut off again before the values."""
+    everything = (sinks == math.inf)[:, None, None]
+    column = sinks[:, None, None].masked_fill(everything, 0.0).expand(*logits.shape[:3], 1)
+    weights = torch.softmax(torch.cat([logits, column], dim=-1), dim=-1)[..., :-1]
+    return (weights @ v).masked_fill(everything, 0.0)
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -85,10 +104,11 @@ def budgets(
     *,
     scale: float | None = None,
     hook: Hook | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[float, float]:
     """Give the errors allowed in out and in lse: twice those of plain PyTorch, and a tiny rest."""
-    want = attention(q, k, v, mask, scale=scale, hook=hook)
-    plain = plain_attention(q, k, v, mask, scale=scale, hook=hook)
+    want = attention(q, k, v, mask, scale=scale, hook=hook, sinks=sinks)
+    plain = plain_attention(q, k, v, mask, scale=scale, hook=hook, sinks=sinks)
     out, lse = (2 * error(p, w) + TINY[q.dtype] for p, w in zip(plain, want, strict=True))
     return out, lse
 

@@ -29,10 +29,13 @@ from spcomp.ir.types import is_token_stream
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where an attend writes: buffer names, which may be one part of a stack (`parts#1`)."""
+    """Where an attend writes: buffer names, which may be one part of a stack (`parts#1`).
+
+    sinks: the logits that join its softmax where it ends there, and is no part of a larger one."""
 
     out: str
     lse: str
+    sinks: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class _Work:
                 total_buf=made.total,
                 rule=self._attend_rule(self.narrowed, made.flags),
                 table_bufs=self.tables,
+                sinks_buf=self.target.sinks,
                 **_QKV,
             )
         )
@@ -146,6 +150,7 @@ class _Work:
                 entries=step // block_k,
                 rule=self._attend_rule(self.narrowed, made.flags),
                 table_bufs=self.tables,
+                sinks_buf=self.target.sinks,
                 **_QKV,
             )
         )
@@ -180,6 +185,7 @@ class _Work:
                 splits=splits,
                 rule=rule,
                 table_bufs=self.tables,
+                sinks_buf=self.target.sinks if splits == 1 else "",
                 **listed,
                 **_QKV,
             )
@@ -258,6 +264,7 @@ class _Work:
                 count_buf=counts,
                 out_buf=self.target.out,
                 lse_buf=self.target.lse,
+                sinks_buf=self.target.sinks,
                 parts=parts,
                 part_axis=axis,  # type: ignore[arg-type]
             )

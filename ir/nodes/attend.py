@@ -38,7 +38,9 @@ class Attend(Node):
 
     q [B,Hq,Sq,D] -> out [B,Hq,Sq,Dv] in q's dtype and lse [B,Hq,Sq] f32, natural log. A row that
     sees no key gives 0 and -inf. Streams do not deduplicate against each other. scale None means
-    1/sqrt(D). `score_mod` changes the scaled logit; it reads (score, b, h, q, k)."""
+    1/sqrt(D). `score_mod` changes the scaled logit; it reads (score, b, h, q, k). `sinks` [Hq] are
+    logits that join the denominator and have no value: out is multiplied by sigmoid(lse - sink),
+    lse leaves them out."""
 
     q: Node
     streams: tuple[Node, ...]
@@ -46,6 +48,7 @@ class Attend(Node):
     scale: float | None = None
     score_mod: Expr | None = None
     tables: tuple[Node, ...] = ()
+    sinks: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,11 @@ class Merge(Node):
     """Join attention results: by "lse" as if their keys were one softmax, or by learned "gates".
 
     parts: results with outs [B,Hq,Sq,Dv] and lses; gates: one tensor [B,Hq,Sq] a part, or none.
+    `sinks` [Hq] join the one softmax of all parts, so no part of a merge by LSE has its own.
     Source of the LSE rule: FlashAttention, arXiv:2205.14135, section 3.1.
     """
 
     parts: tuple[Node, ...]
     by: Literal["lse", "gates"] = "lse"
     gates: tuple[Node, ...] = ()
+    sinks: Node | None = None

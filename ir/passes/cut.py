@@ -7,7 +7,7 @@ from spcomp.ir import dims
 from spcomp.ir.launches import MergeLaunch
 from spcomp.ir.lowering.attend import Target, lower_attend
 from spcomp.ir.lowering.builder import PlanBuilder
-from spcomp.ir.nodes import Attend, Gather, Merge, Node
+from spcomp.ir.nodes import Attend, Captured, Gather, Merge, Node
 from spcomp.ir.plan import Buffer, LoopOrder, Phase, Plan
 from spcomp.ir.program import Program
 from spcomp.ir.schedule import Schedule
@@ -38,10 +38,11 @@ def cut(
     plan.buffers["out"] = Buffer("out", (dims.B, dims.Hq, dims.Sq, dims.Dv), "data", "output")
     plan.buffers["lse"] = Buffer("lse", (dims.B, dims.Hq, dims.Sq), "float32", "output")
     pieces = _pieces(program.result)
+    whole = Target("out", "lse", _sinks(plan, program.result))
     if len(pieces) == 1:
-        order = lower_attend(plan, *pieces[0], Target("out", "lse"), wanted)
+        order = lower_attend(plan, *pieces[0], whole, wanted)
     else:
-        order = _merged(plan, pieces, wanted)
+        order = _merged(plan, pieces, whole, wanted)
     return Plan(
         program.title(),
         phase,
@@ -69,8 +70,17 @@ def _pieces(result: Node) -> list[tuple[Attend, Gather]]:
     return [(result, part) for part in result.streams if isinstance(part, Gather)]
 
 
+def _sinks(plan: PlanBuilder, result: Node) -> str:
+    """Declare the sinks of the softmax that gives the result; "" where it has none."""
+    assert isinstance(result, (Attend, Merge))
+    return plan.captured(result.sinks) if isinstance(result.sinks, Captured) else ""
+
+
 def _merged(
-    plan: PlanBuilder, pieces: list[tuple[Attend, Gather]], wanted: LoopOrder | None
+    plan: PlanBuilder,
+    pieces: list[tuple[Attend, Gather]],
+    whole: Target,
+    wanted: LoopOrder | None,
 ) -> LoopOrder:
     count = len(pieces)
     parts = plan.scratch("streams", (count, dims.B, dims.Hq, dims.R, dims.Dv), "float32")
@@ -85,8 +95,9 @@ def _merged(
             axes=plan.axes("merge"),
             part_buf=parts,
             part_lse_buf=lses,
-            out_buf="out",
-            lse_buf="lse",
+            out_buf=whole.out,
+            lse_buf=whole.lse,
+            sinks_buf=whole.sinks,
             parts=count,
             part_axis=0,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spcomp.errors import CannotLower
 from spcomp.ir.expr import TRUE, Expr, Lit, Sym, conjunction, op
 from spcomp.ir.nodes import (
@@ -49,7 +51,7 @@ def _rewritten(node: Node) -> Node:
         )
     assert isinstance(node, Attend)
     streams = tuple(_region(part, node.causal) for part in node.streams)
-    return Attend(node.q, streams, False, node.scale, node.score_mod, node.tables, where=node.where)
+    return replace(node, streams=streams, causal=False)
 
 
 def _region(part: Node, causal: bool) -> Gather:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from spcomp.ir.nodes import Downsample, Merge, Node
+from dataclasses import replace
+
+from spcomp.ir.nodes import Attend, Downsample, Merge, Node
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.program import Program
 
@@ -11,7 +13,7 @@ def simplify(program: Program) -> Program:
     """Drop identity stages.
 
     Rewrite: downsample(x, block=1, by=mean|max|min) -> x;  merge(a) -> a;  merge(merge(a, b), c) ->
-             merge(a, b, c)
+             merge(a, b, c);  merge(attend(...), sinks=s) -> attend(..., sinks=s)
     Needs:   nothing.
     Gives:   no identity stage left.
     """
@@ -33,5 +35,9 @@ def _one(node: Node) -> Node:
         for part in node.parts:
             nested = isinstance(part, Merge) and part.by == "lse"
             flat.extend(part.parts if nested else (part,))  # type: ignore[attr-defined]
-        return flat[0] if len(flat) == 1 else Merge(tuple(flat), where=node.where)
+        if len(flat) == 1 and node.sinks is None:
+            return flat[0]
+        if len(flat) == 1 and isinstance(flat[0], Attend):
+            return replace(flat[0], sinks=node.sinks)
+        return replace(node, parts=tuple(flat))
     return node

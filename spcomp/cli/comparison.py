@@ -104,6 +104,8 @@ def check_is_mask(pattern: Pattern) -> None:
             why = "changes scores by a score_mod"
         elif isinstance(node, Merge) and node.by == "gates":
             why = "joins results by gates"
+        elif isinstance(node, (Attend, Merge)) and node.sinks is not None:
+            why = "has sink logits"
         elif isinstance(node, Attend) and len(node.streams) > 1:
             why = "attends to several streams"
         elif isinstance(node, Stream) and not is_token_stream(node):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import spcomp.dsl.checks as check
-from spcomp.dsl.recording import user_line
+from spcomp.dsl.recording import Recording, current, user_line
 from spcomp.dsl.selections import as_selection
 from spcomp.dsl.trace import trace_score_mod
 from spcomp.errors import WrongStage
 from spcomp.ir.nodes import (
     Attend,
+    Captured,
     Downsample,
     Fold,
     Gather,
@@ -19,19 +20,17 @@ from spcomp.ir.nodes import (
     Intersect,
     Merge,
     Node,
-    Regroup,
-    Score,
     Selection,
-    Softmax,
     State,
     Stream,
 )
 from spcomp.ir.nodes.downsample import POOLINGS
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Mask = Selection | Literal["causal"] | None
 _TENSORS = (Input, Downsample, State)
-_FOLDED = (*_TENSORS, Fold)
-_SCORES = (Score, Softmax, Regroup)
 _SIDES = "q, k, v or a downsample() of one"
 
 
@@ -116,13 +115,17 @@ def attend(
     mask: Mask = "causal",
     scale: float | None = None,
     score_mod: Callable[..., Any] | None = None,
+    sinks: Tensor | None = None,
 ) -> Attend:
     """Softmax attention over the gathered keys; one softmax over all streams.
 
     attend(q, gather(k, sel), gather(v, sel)), attend(q, k, v), or attend(q, [gather(stream(k, v),
     sel), ...]). mask: "causal" (aligned bottom-right), a selection, or None. scale: default
-    1/sqrt(D). score_mod(score, b, h, q, k) changes the scaled logit. Result [B,Hq,Sq,Dv] in q's
-    dtype; a row that sees no key gives 0 and LSE -inf.
+    1/sqrt(D). score_mod(score, b, h, q, k) changes the scaled logit. sinks: a tensor of floats
+    [Hq], read at each call; a logit of a head's softmax that has no key and no value (OpenAI,
+    gpt-oss, 2025): out is multiplied by sigmoid(lse - sink), and the LSE leaves it out. A sink of
+    -inf is none, one of +inf gives 0. Result [B,Hq,Sq,Dv] in q's dtype; a row that sees no key
+    gives 0 and LSE -inf.
     Raises: WrongStage when the parts do not fit together.
     """
     check.stage("attend", "q", q, (Input,), "q", "attend(q, ...)")
@@ -135,7 +138,24 @@ def attend(
         streams = tuple(_narrow(s, rule) for s in streams)
     traced, tables = (None, ()) if score_mod is None else trace_score_mod(score_mod)
     number = None if scale is None else check.number("attend", "scale", scale)
-    return Attend(q, streams, causal, number, traced, tables, where=user_line())
+    held = _sinks("attend", sinks)
+    return Attend(q, streams, causal, number, traced, tables, held, where=user_line())
+
+
+def _sinks(verb: str, sinks: Tensor | None) -> Captured | None:
+    """Capture the sink logits; their rank and dtype are checked with the types of the program."""
+    if sinks is None:
+        return None
+    if not (hasattr(sinks, "data_ptr") and hasattr(sinks, "shape")):
+        raise WrongStage(
+            where=user_line(),
+            verb=verb,
+            argument="sinks",
+            wanted="a tensor of one logit a query head, [Hq],",
+            given=f"a {type(sinks).__name__}",
+            way_out="pass torch.tensor([...]), or the parameter that holds them.",
+        )
+    return (current() or Recording()).capture(sinks)
 
 
 def _streams(k: Node | Sequence[Node], v: Node | None) -> tuple[Node, ...]:
@@ -179,8 +199,12 @@ def _narrow(part: Node, rule: Selection) -> Node:
     return Gather(part, rule, where=user_line())
 
 
-def merge(*parts: Node) -> Merge:
-    """Join attention over disjoint key sets as if it were one softmax (by their LSE)."""
+def merge(*parts: Node, sinks: Tensor | None = None) -> Merge:
+    """Join attention over disjoint key sets as if it were one softmax (by their LSE).
+
+    sinks: as in `attend`; they belong to the one softmax, so no part has its own.
+    Raises: WrongStage, NegativeCount.
+    """
     for part in parts:
         check.stage(
             "merge",
@@ -190,5 +214,14 @@ def merge(*parts: Node) -> Merge:
             "results of attend()",
             "merge(attend(...), attend(...))",
         )
+        if part.sinks is not None:  # type: ignore[attr-defined]
+            raise WrongStage(
+                where=user_line(),
+                verb="merge",
+                argument="parts",
+                wanted="parts of one softmax",
+                given=f"the result of {type(part).__name__.lower()} with sinks of its own",
+                way_out="give the sinks to the merge, which counts them once: merge(..., sinks=s).",
+            )
     check.count("merge", "the number of parts", len(parts), least=1, counts="results to join")
-    return Merge(parts, where=user_line())
+    return Merge(parts, sinks=_sinks("merge", sinks), where=user_line())

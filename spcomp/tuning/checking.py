@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from spcomp.autotune.record import Kept
 from spcomp.compiler import DECODE_ROWS
 from spcomp.dsl.pattern import Pattern
 from spcomp.errors import SpcompError
-from spcomp.ir.nodes import Attend
+from spcomp.ir.nodes import Attend, Merge, Node
+from spcomp.ir.nodes.base import rebuild
 
 TIED_ROWS = 0.005
 """Share of the rows that may differ by more than the tolerance."""
@@ -109,7 +110,9 @@ def kept_of(
     reference: Attention, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[dict[str, float] | None, str]:
     """Measure how much of dense attention a pattern keeps, on as much of the sample as a check may
-    look at. Returns the fields of `Kept`, or None and why there are none."""
+    look at. Sink logits are left out on both sides: what counts is the keys that are read. Returns
+    the fields of `Kept`, or None and why there are none."""
+    reference = Attention(_without_sinks(reference.pattern), reference.backend_name)
     part, measurement = part_of(q, k, v, KEPT_PAIRS), Measurement()
     try:
         with torch.no_grad():
@@ -124,6 +127,15 @@ def kept_of(
     assert found.mass_mean is not None and found.mass_p5 is not None and found.density is not None
     kept = Kept(part.tokens, found.mass_mean, found.mass_p5, found.out_error, found.density)
     return asdict(kept), ""
+
+
+def _without_sinks(pattern: Pattern) -> Pattern:
+    def visit(node: Node) -> Node:
+        changed = rebuild(node, visit)
+        has_sinks = isinstance(changed, (Attend, Merge)) and changed.sinks is not None
+        return replace(changed, sinks=None) if has_sinks else changed  # type: ignore[call-arg]
+
+    return replace(pattern, program=replace(pattern.program, result=visit(pattern.program.result)))
 
 
 def scale_of(pattern: Pattern) -> float | None:

@@ -331,3 +331,22 @@ def test_a_pattern_that_is_more_than_a_mask_is_not_checked(tmp_path: Path) -> No
         "--shape",
         "S=8",
     )
+
+
+def test_a_pattern_with_sinks_is_not_checked(tmp_path: Path) -> None:
+    path = tmp_path / "sunk.py"
+    path.write_text(
+        "import torch\nfrom spcomp import attend, pattern\n\n\n@pattern\ndef sunk(q, k, v):\n"
+        "    return attend(q, k, v, sinks=torch.zeros(4))\n"
+    )
+    assert_fails(
+        1,
+        "MoreThanAMask: check compares with float64 attention under a mask, "
+        "and 'sunk' has sink logits.\n"
+        f"  --> {path}:7:  return attend(q, k, v, sinks=torch.zeros(4))\n"
+        "  help: compare two backends in Python: spcomp.compile(pattern, backend=...).\n",
+        "check",
+        f"{path}:sunk",
+        "--shape",
+        "S=8",
+    )

@@ -56,6 +56,9 @@ LACKS = {
         "softcapped": "this backend has no kernel tiles, attend",
         "merged": "this backend has no kernel tiles, attend",
         "given": "the ascendc backend refuses the pattern's own tensor table0_list",
+        "sunk": "the ascendc backend refuses sink logits",
+        "sunk-lists": "the ascendc backend refuses sink logits",
+        "sunk-merge": "this backend has no kernel tiles, attend",
         "query_major": "this backend has no kernel tiles, attend",
         "key_major": "this backend has no kernel invert_count",
     }
@@ -152,6 +155,54 @@ def given(case: Case) -> Pattern:
     return marked()
 
 
+def sinks_of(case: Case) -> Tensor:
+    """Draw sink logits that leave each key a weight to be seen by, exact in half precision; the
+    first one is none."""
+    logits = 5 * torch.rand(case.hq, generator=torch.Generator().manual_seed(6)) - 3
+    logits[0] = -torch.inf
+    return logits.half().float()
+
+
+def sunk(case: Case) -> Pattern:
+    """Make lists beside sink logits."""
+    logits = sinks_of(case)
+
+    @sp.pattern
+    def beside_sinks(q, k, v):
+        rows, units = (sp.downsample(x, block=16) for x in (q, k))
+        best = sp.topk(sp.score(rows, units, heads="group"), k=2, always=sp.own())
+        return sp.attend(q, sp.gather(k, best), sp.gather(v, best), sinks=logits)
+
+    return beside_sinks()
+
+
+def sunk_lists(case: Case) -> Pattern:
+    """Make a list for each query beside sink logits of half precision."""
+    logits = sinks_of(case).half()
+
+    @sp.pattern
+    def beside_sinks(q, k, v):
+        best = sp.topk(sp.score(q, sp.downsample(k, block=16)), k=2, always=sp.own())
+        return sp.attend(q, sp.gather(k, best), sp.gather(v, best), sinks=logits)
+
+    return beside_sinks()
+
+
+def sunk_merge(case: Case) -> Pattern:
+    """Make two disjoint sets of keys that share one softmax, and its sinks."""
+    logits = sinks_of(case)
+
+    @sp.pattern
+    def merged_beside_sinks(q, k, v):
+        parts = []
+        for n in range(2):
+            rule = sp.window(30) & sp.mask_mod(lambda b, h, q_idx, kv_idx, n=n: kv_idx % 2 == n)
+            parts.append(sp.attend(q, sp.gather(k, rule), sp.gather(v, rule)))
+        return sp.merge(*parts, sinks=logits)
+
+    return merged_beside_sinks()
+
+
 # ---- shapes --------------------------------------------------------------------------------------
 
 
@@ -230,6 +281,9 @@ PATTERNS: dict[str, Callable[[Case], Pattern]] = {
     "softcapped": lambda _: softcapped(),
     "merged": lambda _: merged(),
     "given": given,
+    "sunk": sunk,
+    "sunk-lists": sunk_lists,
+    "sunk-merge": sunk_merge,
 }
 
 
@@ -267,7 +321,9 @@ def cases_of(backend: str, name: str) -> tuple[Case, ...]:
 
 
 def rule_of(name: str, case: Case) -> dict[str, Any]:
-    """Give the scale and the hook of a pattern, for the oracle."""
+    """Give the scale, the hook and the sinks of a pattern, for the oracle."""
+    if name.startswith("sunk"):
+        return {"sinks": sinks_of(case)}
     if name != "softcapped":
         return {}
     heads, rows, keys = (torch.arange(n) for n in (case.hq, case.sq, case.skv))

@@ -53,6 +53,19 @@ def given(case: Case) -> Pattern:
     return marked()
 
 
+def sunk(case: Case) -> Pattern:
+    """Make lists of a KV head beside sink logits."""
+    logits = shared.sinks_of(case)
+
+    @sp.pattern
+    def beside_sinks(q, k, v):
+        rows, units = (sp.downsample(x, block=64) for x in (q, k))
+        best = sp.topk(sp.score(rows, units, heads="group"), k=2, always=sp.own())
+        return sp.attend(q, sp.gather(k, best), sp.gather(v, best), sinks=logits)
+
+    return beside_sinks()
+
+
 PATTERNS: dict[str, Callable[[Case], Pattern]] = {
     "block_topk-64": lambda _: block_topk(block=64, budget=0.5),
     "block_topk-128": lambda _: block_topk(block=128, budget=0.5),
@@ -66,6 +79,8 @@ PATTERNS: dict[str, Callable[[Case], Pattern]] = {
     "union": lambda _: union(),
     "bidirectional": lambda _: bidirectional(),
     "given": given,
+    "sunk": sunk,
+    "sunk-merge": shared.sunk_merge,
 }
 CASES = (
     Case(2, 4, 2, 200, 240, 128, BF16, columns=256),
@@ -136,6 +151,32 @@ def test_rows_and_heads_that_read_nothing_give_zero() -> None:
         assert bool((lse[empty] == -torch.inf).all())
     assert bool(lse[0, 1].isfinite().all())
     assert bool(out.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, FP16, BF16], ids=str)
+def test_sinks_of_any_dtype_and_stride_take_their_share(dtype: torch.dtype) -> None:
+    """None, nothing, everything, and usual ones; an odd group, and rows that see nothing."""
+    case = Case(2, 6, 2, 300, 280, 128, BF16, columns=128)
+    marks = torch.ones(2, 2, 3, 3, dtype=torch.bool)
+    marks[0, 0, 1], marks[1, 1] = False, False
+    values = torch.tensor([0.5, -torch.inf, 2.5, -300.0, torch.inf, 3.0]).to(dtype)
+    laid = values.repeat_interleave(2).cuda()[::2]
+
+    @sp.pattern
+    def holes(q, k, v):
+        chosen = sp.block_mask(marks.cuda(), block=128)
+        return sp.attend(q, sp.gather(k, chosen), sp.gather(v, chosen), mask=None, sinks=laid)
+
+    q, k, v = case.tensors("cuda", probe=False)
+    attention = sp.compile(holes(), order="query_major_ws")
+    out, lse = run(attention, q, k, v)
+    q, k, v = (x.cpu() for x in (q, k, v))
+    mask = marks.repeat_interleave(3, 1).repeat_interleave(128, 2).repeat_interleave(128, 3)
+    assert_within(out, lse, q, k, v, mask[:, :, :300, :280], sinks=values)
+    assert not out[:, 4].any()
+    for empty in ((0, slice(0, 3), slice(128, 256)), (1, slice(3, 6))):
+        assert not out[empty].any()
+        assert bool((lse[empty] == -torch.inf).all())
 
 
 def test_what_was_in_the_results_memory_does_not_matter() -> None:

@@ -112,6 +112,27 @@ def pooled_stream(q, k, v):
     return attend(q, [gather(stream(k, v), window(8)), gather(units, everything())])
 
 
+@pattern
+def sunk(q, k, v, *, logits):
+    """A window beside sink logits."""
+    return attend(q, gather(k, window(16)), gather(v, window(16)), sinks=logits)
+
+
+@pattern
+def sunk_lists(q, k, v, *, logits):
+    """A list for each query beside sink logits."""
+    best = topk(score(q, downsample(k, block=16)), k=2, always=own())
+    return attend(q, gather(k, best), gather(v, best), sinks=logits)
+
+
+@pattern
+def sunk_merge(q, k, v, *, logits):
+    """Two results that share one softmax and its sink logits, one nested."""
+    near = attend(q, gather(k, window(16)), gather(v, window(16)))
+    far = mask_mod(lambda b, h, i, j: j <= i - 16)
+    return merge(near, merge(attend(q, gather(k, far), gather(v, far))), sinks=logits)
+
+
 def _indices() -> tuple[Tensor, Tensor]:
     indices = torch.tensor([[0, 2, -1], [1, -1, -1], [0, 1, 3], [3, -1, -1], [0, 2, 3]])
     counts = (indices >= 0).sum(-1)
@@ -124,6 +145,7 @@ def patterns() -> dict[str, Pattern]:
     indices, counts = _indices()
     starts = torch.arange(70) // 30
     marks = torch.ones(1, 1, 3, 3, dtype=torch.bool).tril()
+    logits = torch.tensor([0.5, -torch.inf, 3.0, -1.0])
     return {
         "block_topk": block_topk(block=16, budget=0.5),
         "block_topk-count": block_topk(block=32, budget=2, sinks=0, locals=1),
@@ -139,6 +161,9 @@ def patterns() -> dict[str, Pattern]:
         "listed": listed(indices=indices, counts=counts),
         "marked": marked(marks=marks),
         "pooled_stream": pooled_stream(),
+        "sunk": sunk(logits=logits),
+        "sunk_lists": sunk_lists(logits=logits),
+        "sunk_merge": sunk_merge(logits=logits),
     }
 
 

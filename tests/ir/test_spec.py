@@ -87,6 +87,7 @@ def masked(predicate: Expr, *tables: Captured) -> Program:
 
 
 TABLE = Captured("t", (8,), "int32")
+LOGITS = Captured("s", (8,), "float32")
 WRONG_PROGRAMS = {
     "one_result": (
         Program("p", (), S),
@@ -99,6 +100,28 @@ WRONG_PROGRAMS = {
     "operands_fit-number": (
         attended(Local(0)),
         "a stage gives Local.count the value 0, which is below 1",
+    ),
+    "operands_fit-sinks": (
+        attended(Sink(1), sinks=Q),
+        "a stage gives Attend.sinks a Input, where a Captured is needed",
+    ),
+    "operands_fit-part": (
+        Program("p", (), Merge((Attend(Q, (S,)), Attend(Q, (S,), sinks=LOGITS)))),
+        "a stage gives Merge.parts a result with sinks, where the Merge itself would have them",
+    ),
+    "operands_fit-gates": (
+        Program("p", (), Merge((Attend(Q, (S,), sinks=LOGITS),), "gates", (LOGITS,), LOGITS)),
+        "a stage gives a Merge by gates sinks, which has no softmax",
+    ),
+    "types_agree-sinks": (
+        attended(Sink(1), sinks=TABLE),
+        "WrongStage: attend takes one logit a query head, [Hq] of float32, float16, bfloat16, "
+        "float64, as its sinks, but was given a tensor int32[8].",
+    ),
+    "types_agree-rank": (
+        Program("p", (), Merge((Attend(Q, (S,)),), sinks=Captured("s", (1, 8), "float32"))),
+        "WrongStage: merge takes one logit a query head, [Hq] of float32, float16, bfloat16, "
+        "float64, as its sinks, but was given a tensor float32[1, 8].",
     ),
     "types_agree": (
         ranked(scores=Score(K, Downsample(K, 16, 16))),
@@ -156,6 +179,10 @@ WRONG_PROGRAMS = {
     ),
     "no_identity_stage-merge": (
         Program("p", (), Merge((Attend(Q, (S,)),))),
+        "a Merge joins one part",
+    ),
+    "no_identity_stage-sinks": (
+        Program("p", (), Merge((Attend(Q, (S,)),), sinks=LOGITS)),
         "a Merge joins one part",
     ),
     "no_identity_stage-nested": (
@@ -351,6 +378,23 @@ WRONG_PLANS = {
     "merges_join_stacks": (
         changed(KEYS, MergeLaunch, parts=3),
         f"merge joins 3 parts of 'parts', which has {dims.least(1, dims.ceildiv(dims.Skv, 64))}",
+    ),
+    "sinks_end_a_softmax": (
+        changed(plan_of("sunk_merge"), AttendLaunch, sinks_buf="table0"),
+        "attend reads the sinks 'table0' and writes a part alone; "
+        "attend reads the sinks 'table0' and writes a part alone",
+    ),
+    "sinks_end_a_softmax-kind": (
+        changed(WINDOW, AttendLaunch, sinks_buf="partial"),
+        "attend takes 'partial' for sinks, which is no list of logits",
+    ),
+    "sinks_end_a_softmax-rank": (
+        resized(plan_of("sunk"), "table0", dims=(2, 2)),
+        "attend takes 'table0' for sinks, which is no list of logits",
+    ),
+    "sinks_end_a_softmax-dtype": (
+        resized(plan_of("sunk"), "table0", dtype="int32"),
+        "attend takes 'table0' for sinks, which is no list of logits",
     ),
 }
 

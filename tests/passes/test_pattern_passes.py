@@ -164,6 +164,32 @@ def test_simplify_drops_identity_stages() -> None:
     assert text_of(simplify(parse_program(BEFORE_SIMPLIFY))) == AFTER_SIMPLIFY
 
 
+SUNK = """\
+pattern p()
+%0 = Input(name="q", role="query")
+%1 = Input(name="k", role="key")
+%2 = Input(name="v", role="value")
+%3 = Stream(k=%1, v=%2)
+%4 = Attend(q=%0, streams=[%3])
+%5 = Attend(q=%0, streams=[%3], causal=False)
+%6 = Merge(parts=[%4, %5])
+%7 = Captured(name="s", dims=[4], dtype="float32")
+{result}
+"""
+
+
+def test_simplify_gives_the_sinks_of_a_merge_to_its_only_part() -> None:
+    before = SUNK.format(result="%8 = Merge(parts=[%4], sinks=%7)\nreturn %8")
+    after = text_of(simplify(parse_program(before)))
+    assert after.splitlines()[-2:] == ["%5 = Attend(q=%0, streams=[%3], sinks=%4)", "return %5"]
+
+
+def test_simplify_keeps_the_sinks_of_a_merge_it_flattens() -> None:
+    before = SUNK.format(result="%8 = Merge(parts=[%6, %5], sinks=%7)\nreturn %8")
+    after = text_of(simplify(parse_program(before)))
+    assert after.splitlines()[-2:] == ["%7 = Merge(parts=[%4, %5, %5], sinks=%6)", "return %7"]
+
+
 def test_simplify_keeps_a_pair_of_extremes_of_single_tokens() -> None:
     pair = program_with(Score(Q, Downsample(K, 1, 1, "minmax")))
     assert simplify(pair) == pair

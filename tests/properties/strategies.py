@@ -271,14 +271,14 @@ def trees(call: Call, sizes: st.SearchStrategy[int] | None = None) -> st.SearchS
     return st.recursive(leaves, lambda t: st.builds(Both, st.booleans(), t, t), max_leaves=4)
 
 
-def pattern_of(tree: Tree, causal: bool) -> Pattern:
-    """Make the pattern that attends to a drawn selection."""
+def pattern_of(tree: Tree, causal: bool, sinks: Tensor | None = None) -> Pattern:
+    """Make the pattern that attends to a drawn selection, beside sink logits [Hq] if any."""
 
     @sp.pattern
     def drawn(q, k, v):
         chosen = tree.build(q, k)
         rule = "causal" if causal else None
-        return sp.attend(q, sp.gather(k, chosen), sp.gather(v, chosen), mask=rule)
+        return sp.attend(q, sp.gather(k, chosen), sp.gather(v, chosen), mask=rule, sinks=sinks)
 
     return drawn()
 

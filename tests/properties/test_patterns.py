@@ -19,6 +19,7 @@ from tests.reference.make import inputs, run
 
 # Rows and units that plans can cut into tiles of 16, beside some that they cannot.
 TILEABLE = st.sampled_from([16, 16, 32, 48, 7])
+SINKS = st.sampled_from([-torch.inf, torch.inf, 1e30, -50.0]) | st.floats(-4, 4)
 SHORT = Call(1, 2, 1, 40, 50, 4, "plain", 0)
 Drawn = tuple[Call, Tree, bool]
 
@@ -30,6 +31,26 @@ def test_a_pattern_reads_the_pairs_of_its_selection(drawn: Drawn) -> None:
     pattern = pattern_of(tree, causal)
     want = dense_mask(tree, causal, q, k)
     assert torch.equal(to_mask(pattern.program, inputs(pattern, q, k, v)), want)
+
+
+@given(drawn_calls(TILEABLE), st.lists(SINKS, min_size=6, max_size=6), st.sampled_from([None, 17]))
+def test_sinks_join_the_softmax_of_any_pattern_and_of_its_plans(
+    drawn: Drawn, logits: list[float], rows: int | None
+) -> None:
+    call, tree, causal = drawn
+    q, k, v = call.tensors()
+    sinks = torch.tensor(logits[: call.hq], dtype=torch.float64)
+    pattern = pattern_of(tree, causal, sinks)
+    want, want_lse = oracle.attention(q, k, v, dense_mask(tree, causal, q, k), sinks=sinks)
+    out, lse = run(pattern, q, k, v)
+    assert oracle.error(out, want) <= 1e-12
+    assert oracle.error(lse, want_lse) <= 1e-12
+    canonical, plans = plans_of(pattern)
+    for plan in plans:
+        check(plan, "cut")
+        assert parse_plan(print_plan(plan)) == plan
+        out, _ = run_plan(plan, inputs(canonical, q, k, v), slab_rows=rows)
+        assert oracle.error(out, want) <= 1e-12
 
 
 @given(drawn_calls(), st.sampled_from([1, 5, 64]))

@@ -87,6 +87,18 @@ def test_what_is_kept_is_that_of_the_whole_sample_where_it_fits() -> None:
     }
 
 
+def test_what_is_kept_does_not_count_the_share_of_sinks() -> None:
+    @sp.pattern
+    def near(q, k, v, *, sinks):  # type: ignore[no-untyped-def]
+        return sp.attend(q, sp.gather(k, sp.window(9)), sp.gather(v, sp.window(9)), sinks=sinks)
+
+    qkv = tensors()
+    logits = torch.full((qkv[0].shape[1],), 2.0)
+    plain, sunk = (sp.compile(near(sinks=s), backend="reference") for s in (None, logits))
+    assert checking.kept_of(sunk, *qkv) == checking.kept_of(plain, *qkv)
+    assert not torch.equal(sunk(*qkv), plain(*qkv))
+
+
 @sp.pattern
 def all_ways(q, k, v):  # type: ignore[no-untyped-def]
     """Every query sees every key, later ones too."""

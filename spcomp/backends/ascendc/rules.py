@@ -53,6 +53,8 @@ def _refusals(plan: Plan, spec: Specialisation) -> Iterator[Refusal]:
 def _of_launch(launch: Launch) -> Iterator[Refusal]:
     if type(launch) not in FORMS:
         yield Refusal(f"the stage {launch.kernel}", NO_TEMPLATE, REFERENCE)
+    if getattr(launch, "sinks_buf", ""):
+        yield Refusal("sink logits", "its template ends the softmax without them", REFERENCE)
     if isinstance(launch, PoolLaunch) and launch.by not in POOLINGS:
         yield Refusal(
             f"pooling by {launch.by}", f"its template has {', '.join(POOLINGS)}", REFERENCE

@@ -23,9 +23,11 @@ def result_of(node: Node, call: Call, start: int, stop: int) -> Result:
     if isinstance(node, Merge):
         parts = [result_of(p, call, start, stop) for p in node.parts]
         gates = [call.tensor(g)[:, :, start:stop].to(call.dtype) for g in node.gates]
-        return gated(parts, gates) if node.by == "gates" else merged(parts)
-    assert isinstance(node, Attend), node
-    return _attend(node, call, start, stop)
+        result = gated(parts, gates) if node.by == "gates" else merged(parts)
+    else:
+        assert isinstance(node, Attend), node
+        result = _attend(node, call, start, stop)
+    return result if node.sinks is None else beside_sinks(result, call.tensor(node.sinks))
 
 
 def _attend(node: Attend, call: Call, start: int, stop: int) -> Result:
@@ -129,6 +131,16 @@ def merged(parts: list[Result]) -> Result:
     assert isinstance(out, Tensor)
     lse = (top + total_or_one.log()).masked_fill(total == 0, -torch.inf)
     return out / total_or_one[..., None], lse
+
+
+def beside_sinks(result: Result, sinks: Tensor) -> Result:
+    """Let sink logits [Hq], which have no value, take their share of the softmax; the lse leaves
+    them out, and an empty row stays 0."""
+    out, lse = result
+    # An empty row has no share to lose; its lse of -inf beside a sink of -inf would be no number.
+    seen = lse.masked_fill(lse == -torch.inf, 0.0)
+    share = torch.sigmoid(seen - sinks.to(lse.dtype)[:, None])
+    return out * share[..., None], lse
 
 
 def gated(parts: list[Result], gates: list[Tensor]) -> Result:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spcomp.backends.reference.attending import hooked, merged, scaled_products, softmax
+from spcomp.backends.reference.attending import (
+    Result,
+    beside_sinks,
+    hooked,
+    merged,
+    scaled_products,
+    softmax,
+)
 from spcomp.backends.reference.expressions import Value, evaluate
 from spcomp.backends.reference.plan_lists import TILE_BITS
 from spcomp.backends.reference.slab import Slab, marked, spread
@@ -69,9 +76,7 @@ def run_attend(launch: AttendLaunch, slab: Slab) -> None:
     q = slab.rows_of(launch.q_buf).to(slab.dtype)
     k, v = _wide(slab, launch.k_buf, launch.v_buf)
     logits = _logits(launch.rule, q, k, values, slab).masked_fill_(~mask, -torch.inf)
-    out, lse = softmax(logits, [v])
-    slab.write(launch.out_buf, out)
-    slab.write(launch.lse_buf, lse)
+    _finish(launch, softmax(logits, [v]), slab)
 
 
 def run_gather(launch: GatherLaunch, slab: Slab) -> None:
@@ -112,8 +117,7 @@ def run_gather(launch: GatherLaunch, slab: Slab) -> None:
             slab.write(f"{launch.out_buf}#{part}", out)
             slab.write(f"{launch.lse_buf}#{part}", lse)
     else:
-        slab.write(launch.out_buf, results[0][0])
-        slab.write(launch.lse_buf, results[0][1])
+        _finish(launch, results[0], slab)
 
 
 def _by_unit(what: Tensor, units: Tensor, counts: Tensor, width: int) -> Tensor:
@@ -174,6 +178,12 @@ def run_merge(launch: MergeLaunch, slab: Slab) -> None:
             part.new_zeros(1, *part.shape[1:]),
             part_lse.new_full((1, *part_lse.shape[1:]), -torch.inf),
         )
-    out, lse = merged(list(zip(part, part_lse, strict=True)))
-    slab.write(launch.out_buf, out)
-    slab.write(launch.lse_buf, lse)
+    _finish(launch, merged(list(zip(part, part_lse, strict=True))), slab)
+
+
+def _finish(launch: AttendLaunch | GatherLaunch | MergeLaunch, result: Result, slab: Slab) -> None:
+    """Write a result, beside its sinks where the launch has them."""
+    if launch.sinks_buf:
+        result = beside_sinks(result, slab.read(launch.sinks_buf))
+    slab.write(launch.out_buf, result[0])
+    slab.write(launch.lse_buf, result[1])

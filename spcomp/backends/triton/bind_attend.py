@@ -30,6 +30,17 @@ def _scale(rule: AttendRule, env: Mapping[str, int]) -> float:
     return scale * LOG2_E
 
 
+def _with_sinks(binding: Binding, sinks: str) -> Binding:
+    """Give a kernel the sink logits it applies, if any: a vector of any stride."""
+    if not sinks:
+        return binding
+    return replace(
+        binding,
+        pointers=(*binding.pointers, ("sinks_ptr", sinks)),
+        strides=(*binding.strides, ("sinks", sinks, "h")),
+    )
+
+
 def bind_attend(launch: AttendLaunch, plan: Plan) -> Binding:
     """Bind attend."""
     block_q = launch.axis("block_q")
@@ -46,7 +57,7 @@ def bind_attend(launch: AttendLaunch, plan: Plan) -> Binding:
     def grid(call: Call) -> int:
         return call.env["B"] * call.env["Hq"] * ceildiv(call.env["R"], block_q)
 
-    return Binding(
+    binding = Binding(
         (
             *_QKV,
             ("out_ptr", launch.out_buf),
@@ -66,6 +77,7 @@ def bind_attend(launch: AttendLaunch, plan: Plan) -> Binding:
         grid,
         launch.table_bufs,
     )
+    return _with_sinks(binding, launch.sinks_buf)
 
 
 def bind_attend_ws(launch: WarpsLaunch, plan: Plan) -> Binding:
@@ -126,7 +138,7 @@ def bind_gather(launch: GatherLaunch, plan: Plan) -> Binding:
         return blocks * int(v["n_list_rows"]) * int(v["n_row_tiles"]) * int(v["splits"])
 
     letters = "pbhs" if stacked else "bhs"
-    return Binding(
+    binding = Binding(
         (
             *_QKV,
             ("out_ptr", launch.out_buf),
@@ -145,6 +157,7 @@ def bind_gather(launch: GatherLaunch, plan: Plan) -> Binding:
         grid,
         launch.table_bufs,
     )
+    return _with_sinks(binding, launch.sinks_buf)
 
 
 def bind_keys(launch: KeysLaunch, plan: Plan) -> Binding:
@@ -232,4 +245,5 @@ def bind_merge(launch: MergeLaunch, plan: Plan) -> Binding:
         rows = ceildiv(call.env["R"], launch.axis("block_r"))
         return call.env["B"] * call.env["Hq"] * rows
 
-    return Binding(tuple(pointers), tuple(strides), scalars, grid)
+    binding = Binding(tuple(pointers), tuple(strides), scalars, grid)
+    return _with_sinks(binding, launch.sinks_buf)

@@ -180,6 +180,7 @@ def _attend_ws(launch: WarpsLaunch, s: Setting) -> object:
         stages=launch.axis("stages"),
         dtype=s.spec.dtype,
         is_copied_out=s.plan.buffer(base(launch.out_buf)).dtype == "data",
+        has_sinks=bool(launch.sinks_buf),
         flags=launch.rule.flags,
         **_pairs(launch.rule, s, launch.table_bufs),
     )
@@ -191,6 +192,7 @@ def _attend(launch: AttendLaunch, s: Setting) -> object:
         block_k=launch.axis("block_k"),
         num_stages=launch.axis("stages"),
         flags=launch.rule.flags,
+        has_sinks=bool(launch.sinks_buf),
         **_rule(launch.rule, s, launch.table_bufs),
     )
 
@@ -202,6 +204,7 @@ def _gather(launch: GatherLaunch, s: Setting) -> object:
         num_stages=launch.axis("stages"),
         unit=launch.unit,
         flags=launch.rule.flags,
+        has_sinks=bool(launch.sinks_buf),
         **_rule(launch.rule, s, launch.table_bufs),
     )
 
@@ -224,6 +227,7 @@ def _merge(launch: MergeLaunch, s: Setting) -> object:
         block_r=launch.axis("block_r"),
         block_p=launch.axis("block_p"),
         has_counts=bool(launch.count_buf),
+        has_sinks=bool(launch.sinks_buf),
         is_interpreted=s.is_interpreted,
     )
 

@@ -8,14 +8,23 @@ import torch
 from torch import Tensor
 
 LOG2_E = math.log2(math.e)
+SINKS = (0.0, -math.inf, 2.5, -300.0, math.inf, 1e30)
+"""Sink logits of six heads: usual ones, none, one that is nothing, and two that are everything."""
 TILE_FIELDS = 24  # bits of an entry that hold the tile number
 
 
 def dense(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend in q's dtype over visible [B,Hq,Sq,Skv]; an empty row gives 0 and -inf.
 
+    sinks [Hq]: logits that join the denominator alone.
     Returns: out [B,Hq,Sq,Dv], lse [B,Hq,Sq] natural log in the softmax's dtype.
     """
     group = q.shape[1] // k.shape[1]
@@ -26,7 +35,8 @@ def dense(
         scores = scores + bias.to(wide)
     scores = scores.masked_fill(~visible, -math.inf)
     lse = scores.logsumexp(-1)
-    weights = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
+    total = lse if sinks is None else torch.logaddexp(lse, sinks.to(wide)[:, None])
+    weights = torch.exp(scores - total.masked_fill(total == -math.inf, 0.0)[..., None])
     return (weights.to(q.dtype) @ v), lse
 
 
@@ -38,11 +48,12 @@ def assert_close(
     visible: Tensor,
     scale: float,
     bias: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> None:
     """Allow twice the error that plain PyTorch in the same dtype has against float64."""
     wide = (q.double(), k.double(), v.double())
-    want, want_lse = dense(*wide, visible, scale, None if bias is None else bias.double())
-    plain, plain_lse = dense(q, k, v, visible, scale, bias)
+    want, want_lse = dense(*wide, visible, scale, None if bias is None else bias.double(), sinks)
+    plain, plain_lse = dense(q, k, v, visible, scale, bias, sinks)
     floor = 1e-6 if q.dtype == torch.float32 else 1e-4
     out, lse = got
     budget = 2 * (plain.double() - want).abs().max().item() + floor

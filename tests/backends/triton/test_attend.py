@@ -14,7 +14,7 @@ from torch import Tensor
 from spcomp.backends.triton.contexts.attend import AttendContext, attend_context
 from spcomp.backends.triton.contexts.base import CapturedArg
 from spcomp.ir.expr import FALSE, TRUE, Expr, Lit, Load, Sym, op
-from tests.backends.triton.attention import LOG2_E, assert_close, causal, tile_lists
+from tests.backends.triton.attention import LOG2_E, SINKS, assert_close, causal, tile_lists
 from tests.backends.triton.rendering import (
     compile_kernel,
     field_names,
@@ -57,6 +57,7 @@ def launch(
     row_begin: int = 0,
     store_begin: int = 0,
     captured: tuple[Tensor, ...] = (),
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     q, k, v = qkv
     tiles, partial, total = lists
@@ -64,7 +65,8 @@ def launch(
     out = torch.full((batch, hq, sq, v.shape[3]), math.nan, dtype=q.dtype)
     lse = torch.full((batch, hq, sq), math.nan)
     rows = partial.shape[2]
-    extra = [a for tensor in captured for a in (tensor, *tensor.stride())]
+    read = captured if sinks is None else (sinks, *captured)
+    extra = [a for tensor in read for a in (tensor, *tensor.stride())]
     module.attend_kernel[(batch * hq * rows,)](
         *(q, k, v, out, lse, tiles, partial, total),
         *(s for x in (q, k, v, out) for s in x.stride()[:3]),
@@ -200,6 +202,40 @@ def test_score_hook_sees_every_pair_and_any_scale(tmp_path, scale):
     assert_close(got, *qkv, allowed.expand(1, 2, 40, 48), scale, bias=table[:, gap][None])
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")  # a sink that is everything
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_sinks_take_their_share_and_leave_empty_rows_and_the_lse_alone(tmp_path, dtype):
+    """The first rows see nothing; groups of three, a stride of two between the sinks."""
+    qkv = inputs(2, 6, 2, 33, 16, 40, 17, dtype)
+    sinks = torch.tensor(SINKS).repeat_interleave(2)[::2]
+    allowed = causal(33, 16).expand(2, 1, 33, 16)
+    lists = tile_lists(allowed, all_tiles(2, 1, 33, 16), 16, 16)
+    module = module_for(tmp_path, qkv[0], qkv[2], predicate=CAUSAL, has_sinks=True)
+    out, lse = launch(module, qkv, lists, 0.3, sinks=sinks)
+    assert_close((out, lse), *qkv, allowed.expand(2, 6, 33, 16), 0.3, sinks=sinks)
+    assert not out[:, 4:].any()
+    assert bool(out[:, :4, 17:].any(-1).all())
+
+
+def test_sinks_stand_before_captured_tensors_and_beside_a_hook(tmp_path):
+    qkv = inputs(1, 2, 1, 16, 16, 16, 16, torch.float32)
+    bias, sinks = torch.randn(2, 16), torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    allowed = torch.ones(1, 1, 16, 16).bool()
+    lists = tile_lists(allowed, all_tiles(1, 1, 16, 16), 16, 16)
+    module = module_for(
+        tmp_path,
+        qkv[0],
+        qkv[2],
+        score_hook=op("add", SCORE, Load("bias", (H, K), "float")),
+        has_score_hook=True,
+        inputs=(CapturedArg("bias", 2),),
+        has_sinks=True,
+    )
+    got = launch(module, qkv, lists, -0.5, captured=(bias,), sinks=sinks)
+    visible = allowed.expand(1, 2, 16, 16)
+    assert_close(got, *qkv, visible, -0.5, bias=bias[None, :, None], sinks=sinks)
+
+
 def test_a_pattern_that_shows_nothing_is_empty(tmp_path):
     qkv = inputs(1, 1, 1, 16, 16, 16, 16, torch.float32)
     tiles, _, total = tile_lists(torch.ones(1, 1, 16, 16).bool(), all_tiles(1, 1, 16, 16), 16, 16)
@@ -211,8 +247,9 @@ def test_a_pattern_that_shows_nothing_is_empty(tmp_path):
 @pytest.mark.parametrize(
     ("block_q", "block_k", "stages", "warps"), [(128, 128, 3, 8), (128, 64, 3, 8), (64, 64, 2, 4)]
 )
+@pytest.mark.parametrize("has_sinks", [False, True])
 def test_sm90_code_neither_spills_nor_waits_after_every_wgmma(
-    tmp_path, block_q, block_k, stages, warps
+    tmp_path, block_q, block_k, stages, warps, has_sinks
 ):
     context = attend_context(
         header=("A test.",),
@@ -222,6 +259,7 @@ def test_sm90_code_neither_spills_nor_waits_after_every_wgmma(
         block_k=block_k,
         num_stages=stages,
         predicate=CAUSAL,
+        has_sinks=has_sinks,
     )
     path = write_rendered(TEMPLATE, context, tmp_path)
     built = compile_kernel(path, "attend_kernel", types=TYPES, num_warps=warps, num_stages=stages)

@@ -13,7 +13,7 @@ from torch import Tensor
 from spcomp.backends.triton.contexts.attend import GatherContext, gather_context
 from spcomp.backends.triton.contexts.base import CapturedArg
 from spcomp.ir.expr import Lit, Load, Sym, op
-from tests.backends.triton.attention import LOG2_E, assert_close, causal
+from tests.backends.triton.attention import LOG2_E, SINKS, assert_close, causal
 from tests.backends.triton.rendering import (
     compile_kernel,
     field_names,
@@ -60,6 +60,7 @@ def run(
     row_begin: int = 0,
     store_begin: int = 0,
     captured: tuple[Tensor, ...] = (),
+    sinks: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Render, run, and give the parts out [S,B,Hq,Sq,Dv], lse [S,B,Hq,Sq]."""
@@ -72,6 +73,7 @@ def run(
         unit=unit,
         is_float32=q.dtype == torch.float32,
         is_interpreted=True,
+        has_sinks=sinks is not None,
         **settings,
     )
     kernel = import_rendered(TEMPLATE, context, folder).attend_gather_kernel
@@ -82,7 +84,8 @@ def run(
     rows = idx.shape[2]
     out = torch.full((splits, batch, hq, sq, v.shape[3]), math.nan, dtype=q.dtype)
     lse = torch.full((splits, batch, hq, sq), math.nan)
-    extra = [a for tensor in captured for a in (tensor, *tensor.stride())]
+    read = captured if sinks is None else (sinks, *captured)
+    extra = [a for tensor in read for a in (tensor, *tensor.stride())]
     kernel[(batch * (hq // per_program) * rows * row_tiles * splits,)](
         *(q, k, v, out, lse, idx, cnt),
         *(s for x in (q, k, v) for s in x.stride()[:3]),
@@ -188,8 +191,27 @@ def test_flags_heads_and_hooks_reach_each_row_of_a_tile(tmp_path, unit):
     assert_close((got[0][0], got[1][0]), *qkv, allowed, 0.25, bias=table[None, :, None])
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")  # a sink that is everything
+@pytest.mark.parametrize("unit", [7, 16])
+@pytest.mark.parametrize("list_heads", [1, 2, 6])
+def test_each_row_of_a_tile_has_the_sink_of_its_head(tmp_path, list_heads, unit):
+    """Three heads share a tile of rows; some rows have an empty list."""
+    qkv = inputs((2, 6, 2, 5, 70), 40, 17, torch.float32)
+    idx, cnt, chosen = random_lists((2, list_heads, 3), -(-70 // unit), 9)
+    cnt[0, :, 1], chosen[0, :, 1] = 0, False
+    sinks = torch.tensor(SINKS)
+    scale = {"scale": 0.2, "granule": 2, "unit": unit}
+    out, lse = run(tmp_path, qkv, idx, cnt, **scale, predicate=CAUSAL, sinks=sinks)
+    allowed = tokens_of(chosen, 2, unit, 5, 70).repeat_interleave(6 // list_heads, 1)
+    allowed = allowed & causal(5, 70)
+    assert_close((out[0], lse[0]), *qkv, allowed, 0.2, sinks=sinks)
+    assert not out[0, :, 4:].any() and not out[0, 0, :, 2:4].any()
+    assert bool(lse[0, 0, :, 4].isfinite().any())
+
+
+@pytest.mark.parametrize("has_sinks", [False, True])
 @pytest.mark.parametrize(("block_k", "unit"), [(64, 16), (128, 128)])
-def test_sm90_code_does_not_spill(tmp_path, block_k, unit):
+def test_sm90_code_does_not_spill(tmp_path, block_k, unit, has_sinks):
     context = gather_context(
         header=("A test.",),
         head_dim=128,
@@ -199,6 +221,7 @@ def test_sm90_code_does_not_spill(tmp_path, block_k, unit):
         unit=unit,
         num_stages=3 if block_k == 64 else 2,
         predicate=CAUSAL,
+        has_sinks=has_sinks,
     )
     path = write_rendered(TEMPLATE, context, tmp_path)
     built = compile_kernel(path, "attend_gather_kernel", types=TYPES, num_warps=4)

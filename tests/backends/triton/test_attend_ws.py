@@ -46,6 +46,14 @@ def merged(q, k, v):
     return sp.merge(*parts)
 
 
+@sp.pattern
+def sunk(q, k, v, *, heads=8, block=64):
+    """Lists of a KV head beside sink logits."""
+    rows, units = (sp.downsample(x, block=block) for x in (q, k))
+    best = sp.topk(sp.score(rows, units, heads="group"), k=4)
+    return sp.attend(q, sp.gather(k, best), sp.gather(v, best), sinks=torch.zeros(heads))
+
+
 def plan_of(pattern: Pattern, spec: Specialisation, target: str = "sm90") -> Plan:
     return compiler.lower(pattern, backend=TRITON, target=TARGETS[target], spec=spec)
 
@@ -117,6 +125,22 @@ def test_a_short_tile_is_filled_by_the_heads_of_a_list(
     assert launch.rows == want[0] * want[1]
 
 
+def test_sinks_reach_the_kernel_that_ends_the_softmax_alone() -> None:
+    plan = plan_of(sunk(), BF16)
+    assert plan.order == "query_major_ws"
+    assert [x.kernel for x in plan.launches() if getattr(x, "sinks_buf", "")] == ["attend_ws"]
+    parts = [sp.sink(100), sp.window(300)]
+
+    @sp.pattern
+    def sunk_merge(q, k, v):
+        found = [sp.attend(q, sp.gather(k, s), sp.gather(v, s)) for s in parts]
+        return sp.merge(*found, sinks=torch.zeros(8))
+
+    plan = plan_of(sunk_merge(), BF16)
+    assert [x.kernel for x in plan.launches()].count("attend_ws") == 2
+    assert [x.kernel for x in plan.launches() if getattr(x, "sinks_buf", "")] == ["merge"]
+
+
 def test_lists_that_change_with_every_query_are_refused_with_the_figures() -> None:
     with pytest.raises(CannotLower) as caught:
         compiler.lower(
@@ -159,6 +183,9 @@ def test_tensors_say_whether_hardware_can_copy_their_rows() -> None:
         (streaming_llm(), Specialisation("float16", 96, 96), 168),
         (softcapped(), BF16, 168),
         (merged(), BF16, 168),
+        (sunk(), BF16, 168),
+        (sunk(heads=6), replace(BF16, heads=(6, 2), value_dim=64), 128),
+        (sunk(block=128), replace(BF16, head_dim=256, value_dim=256), 168),
     ],
     ids=str,
 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spcomp.backends.triton.contexts.attend import MergeContext, merge_context
+from tests.backends.triton.attention import SINKS
 from tests.backends.triton.rendering import (
     compile_kernel,
     field_names,
@@ -31,6 +32,7 @@ def run(
     row_begin: int = 0,
     store_begin: int = 0,
     dtype: torch.dtype = torch.float32,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Merge part [P,B,Hq,Nr,Dv] and plse [P,B,Hq,Nr] in any strides."""
     n_parts, batch, hq, rows, dv = part.shape
@@ -41,6 +43,7 @@ def run(
         block_r=4,
         block_p=2,
         has_counts=cnt is not None,
+        has_sinks=sinks is not None,
         is_interpreted=True,
     )
     kernel = import_rendered(TEMPLATE, context, folder).merge_kernel
@@ -52,6 +55,7 @@ def run(
         *(*part.stride()[:4], *plse.stride(), *out.stride()[:3]),
         *(*lse.stride()[:2], *counts.stride()[:2]),
         *(n_parts, sq, hq, hq // counts.shape[1], row_begin, store_begin, rows),
+        *(() if sinks is None else (sinks, sinks.stride(0))),
     )
     return out, lse
 
@@ -93,6 +97,24 @@ def test_a_single_part_passes_through_unchanged(tmp_path, dtype):
     assert torch.equal(out, part[0]) and torch.equal(lse, plse[0])
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")  # a sink that is everything
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("parts", [1, 5])
+def test_sinks_join_the_one_softmax_of_all_parts(tmp_path, parts, dtype):
+    part, plse = random_parts((parts, 2, 6, 5, 17))
+    plse[:, 0, :, 0], part[:, 0, :, 0] = -math.inf, 0.0
+    sinks = torch.tensor(SINKS)
+    out, lse = run(tmp_path, part, plse, dtype=dtype, sinks=sinks.repeat_interleave(3)[::3])
+    want, want_lse = joined(part, plse)
+    seen = want_lse.masked_fill(want_lse == -math.inf, 0.0)
+    want = want * torch.sigmoid(seen - sinks.double()[:, None])[..., None]
+    rounded = (want.to(dtype).double() - want).abs().max().item()
+    assert (out.double() - want).abs().max().item() <= 2 * rounded + 2e-6
+    torch.testing.assert_close(lse, want_lse.float(), rtol=1e-6, atol=1e-6)
+    assert (out[0, :, 0] == 0).all() and (lse[0, :, 0] == -math.inf).all()
+    assert (out[:, 4:] == 0).all() and bool(out[1, :4].any(-1).any(-1).all())
+
+
 @pytest.mark.parametrize("store_begin", [0, 3])
 def test_parts_beyond_a_rows_count_are_never_read(tmp_path, store_begin):
     """They hold NaN. Rows are those of a slab that begins at token 3."""
@@ -122,9 +144,15 @@ def test_parts_beyond_a_rows_count_are_never_read(tmp_path, store_begin):
     assert int(torch.isnan(lse[0, 0]).sum()) == 3
 
 
-def test_sm90_code_does_not_spill(tmp_path):
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_sm90_code_does_not_spill(tmp_path, has_sinks):
     context = merge_context(
-        header=("A test.",), value_dim=128, block_r=8, block_p=4, has_counts=True
+        header=("A test.",),
+        value_dim=128,
+        block_r=8,
+        block_p=4,
+        has_counts=True,
+        has_sinks=has_sinks,
     )
     path = write_rendered(TEMPLATE, context, tmp_path)
     types = {

@@ -89,14 +89,17 @@ class AttendContext(AttendingContext):
 
     block_q: int
     flags: tuple[str, ...]
+    has_sinks: bool
 
 
-def attend_context(*, block_q: int, flags: tuple[str, ...] = (), **shared: Any) -> AttendContext:
+def attend_context(
+    *, block_q: int, flags: tuple[str, ...] = (), has_sinks: bool = False, **shared: Any
+) -> AttendContext:
     """Make the context of the query-major kernel; shared: the arguments of `_attending`.
 
     flags: names of the flags (`chosen0`, …) at bits 24, 25, … of a tile entry, in bit order.
     """
-    return AttendContext(block_q=block_q, flags=flags, **_attending(**shared))
+    return AttendContext(block_q=block_q, flags=flags, has_sinks=has_sinks, **_attending(**shared))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +110,17 @@ class GatherContext(AttendingContext):
     unit: int
     is_unit_tiled: bool
     flags: tuple[str, ...]
+    has_sinks: bool
 
 
 def gather_context(
-    *, block_m: int, block_k: int, unit: int, flags: tuple[str, ...] = (), **shared: Any
+    *,
+    block_m: int,
+    block_k: int,
+    unit: int,
+    flags: tuple[str, ...] = (),
+    has_sinks: bool = False,
+    **shared: Any,
 ) -> GatherContext:
     """Make the context of the kernel over gathered keys; `unit` is in key tokens, any integer."""
     return GatherContext(
@@ -118,6 +128,7 @@ def gather_context(
         unit=unit,
         is_unit_tiled=unit % block_k == 0,
         flags=flags,
+        has_sinks=has_sinks,
         **_attending(block_k=block_k, **shared),
     )
 
@@ -175,6 +186,7 @@ class MergeContext:
     block_r: int
     block_p: int
     has_counts: bool
+    has_sinks: bool
     is_interpreted: bool
 
 
@@ -185,6 +197,7 @@ def merge_context(
     block_r: int,
     block_p: int,
     has_counts: bool,
+    has_sinks: bool = False,
     is_interpreted: bool = False,
 ) -> MergeContext:
     """Make the context of the merge; `block_r` rows x `block_p` parts (powers of two) a step."""
@@ -197,5 +210,6 @@ def merge_context(
         block_r=block_r,
         block_p=block_p,
         has_counts=has_counts,
+        has_sinks=has_sinks,
         is_interpreted=is_interpreted,
     )

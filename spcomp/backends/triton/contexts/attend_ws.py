@@ -52,6 +52,7 @@ class WarpsContext:
     has_pieces: bool
     has_shared_lists: bool
     is_copied_out: bool
+    has_sinks: bool
     predicate: Expr
     has_predicate: bool
     flags: tuple[str, ...]
@@ -74,6 +75,7 @@ def warps_context(
     stages: int,
     dtype: str,
     is_copied_out: bool,
+    has_sinks: bool = False,
     predicate: Expr = TRUE,
     flags: tuple[str, ...] = (),
     inputs: tuple[CapturedArg, ...] = (),
@@ -111,6 +113,7 @@ def warps_context(
         has_pieces=entries > 1,
         has_shared_lists=heads > 1,
         is_copied_out=is_copied_out and block_d == block_dv,
+        has_sinks=has_sinks,
         predicate=predicate,
         has_predicate=predicate != TRUE,
         flags=flags,

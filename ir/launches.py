@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.expr import Expr
 from spcomp.ir.nodes.downsample import Pooling
@@ -137,7 +138,8 @@ class TilesLaunch(Launch):
     tiles [B|1,Hl,Nt,C] i32: tile number in the low 24 bits, bit 24+n set when list n chose it;
     partial, total [B|1,Hl,Nt] i32. `everywhere` and `somewhere` bound `predicate` over a tile
     (q_lo..q_hi, k_lo..k_hi); when `exact` is False the elements decide. `counter`, when named, is
-    set to 0 for the launch that takes its work from there."""
+    set to 0 for the launch that takes its work from there. `keys` counts the entries of the stream;
+    k is an entry's number, Sq and Skv stay token lengths."""
 
     list_bufs: tuple[str, ...]
     count_bufs: tuple[str, ...]
@@ -152,6 +154,7 @@ class TilesLaunch(Launch):
     somewhere: Expr
     exact: bool
     capacity: Dim
+    keys: Dim = dims.Skv
 
     @property
     def kernel(self) -> str:
@@ -179,7 +182,9 @@ class AttendRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttendLaunch(Launch):
-    """Query-major: a program holds a tile of queries and walks its list of key tiles."""
+    """Query-major: a program holds a tile of queries and walks its list of key tiles.
+
+    `keys` counts the entries of the stream, tokens or units."""
 
     q_buf: str
     k_buf: str
@@ -191,6 +196,7 @@ class AttendLaunch(Launch):
     total_buf: str
     table_bufs: tuple[str, ...] = ()
     rule: AttendRule
+    keys: Dim = dims.Skv
 
     @property
     def kernel(self) -> str:
@@ -233,8 +239,9 @@ class WarpsLaunch(AttendLaunch):
 class GatherLaunch(Launch):
     """A program gathers the keys of one list row for the query heads that share it.
 
-    A row covers `granule` query rows, an index `unit` tokens. With `splits` > 1 the keys of a row
-    are split over programs, and out and lse have a leading axis of that length for `MergeLaunch`.
+    A row covers `granule` query rows, an index `unit` of the `keys` entries of the stream. With
+    `splits` > 1 the keys of a row are split over programs, and out and lse have a leading axis of
+    that length for `MergeLaunch`.
     """
 
     q_buf: str
@@ -249,6 +256,7 @@ class GatherLaunch(Launch):
     unit: int
     splits: Dim
     rule: AttendRule
+    keys: Dim = dims.Skv
 
     @property
     def kernel(self) -> str:
@@ -304,6 +312,7 @@ class KeysLaunch(Launch):
     """Key-major: a program holds queries that chose one unit and walks its keys.
 
     Writes parts [B,Hq,R,K,Dv] f32 and their lse [B,Hq,R,K], slab-local rows, one slot a list entry.
+    `keys` counts the entries of the stream.
     """
 
     q_buf: str
@@ -321,6 +330,7 @@ class KeysLaunch(Launch):
     somewhere: Expr
     exact: bool
     rule: AttendRule
+    keys: Dim = dims.Skv
 
     @property
     def kernel(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from spcomp.backends.triton.formulas import ceildiv, heads_per_program, shape_of
 from spcomp.backends.triton.layouts import Binding, Call, Number
+from spcomp.ir import dims
 from spcomp.ir.launches import (
     AttendLaunch,
     AttendRule,
@@ -33,10 +34,12 @@ def _scale(rule: AttendRule, env: Mapping[str, int]) -> float:
 def bind_attend(launch: AttendLaunch, plan: Plan) -> Binding:
     """Bind attend."""
     block_q = launch.axis("block_q")
+    keys = dims.evaluator(launch.keys)
 
     def scalars(call: Call) -> dict[str, Number]:
         return {
             **shape_of(call.env),
+            "n_keys": keys(call.env),
             "list_group": call.list_group(launch.tiles_buf),
             "n_row_tiles": ceildiv(call.env["R"], block_q),
             "store_begin": call.env["R0"] if _is_slab_local(launch.out_buf) else 0,
@@ -101,6 +104,7 @@ def bind_gather(launch: GatherLaunch, plan: Plan) -> Binding:
     """Bind gather."""
     block_m = launch.axis("block_m")
     stacked = launch.splits != 1
+    keys = dims.evaluator(launch.keys)
 
     def scalars(call: Call) -> dict[str, Number]:
         env = call.env
@@ -109,6 +113,7 @@ def bind_gather(launch: GatherLaunch, plan: Plan) -> Binding:
         rows = min(launch.granule, env["R"]) * per_program
         return {
             **shape_of(env),
+            "n_keys": keys(env),
             "list_group": shared,
             "heads_per_program": per_program,
             "granule": launch.granule,
@@ -150,6 +155,7 @@ def bind_gather(launch: GatherLaunch, plan: Plan) -> Binding:
 def bind_keys(launch: KeysLaunch, plan: Plan) -> Binding:
     """Bind keys."""
     block_m = launch.axis("block_m")
+    keys = dims.evaluator(launch.keys)
 
     def scalars(call: Call) -> dict[str, Number]:
         env = call.env
@@ -159,6 +165,7 @@ def bind_keys(launch: KeysLaunch, plan: Plan) -> Binding:
         n_units = call.tensors[launch.unit_start_buf].shape[2] - 1
         return {
             **shape_of(env),
+            "n_keys": keys(env),
             "list_group": shared,
             "heads_per_program": per_program,
             "n_units": n_units,

@@ -22,8 +22,14 @@ from spcomp.ir.plan import Plan
 LOG2_E = math.log2(math.e)
 ONE_CONSUMER_PROGRAMS = 2  # programs of one consumer that share a processor
 
-_QKV = (("q_ptr", "q"), ("k_ptr", "k"), ("v_ptr", "v"))
-_QKV_STRIDES = (("q", "q", "bhs"), ("k", "k", "bhs"), ("v", "v", "bhs"))
+
+def _pointers(launch: AttendLaunch | GatherLaunch | KeysLaunch) -> tuple[tuple[str, str], ...]:
+    """Give the buffers of q, k and v; k and v are those of the stream."""
+    return (("q_ptr", launch.q_buf), ("k_ptr", launch.k_buf), ("v_ptr", launch.v_buf))
+
+
+def _strides(launch: AttendLaunch | GatherLaunch | KeysLaunch) -> tuple[tuple[str, str, str], ...]:
+    return (("q", launch.q_buf, "bhs"), ("k", launch.k_buf, "bhs"), ("v", launch.v_buf, "bhs"))
 
 
 def _scale(rule: AttendRule, env: Mapping[str, int]) -> float:
@@ -51,7 +57,7 @@ def bind_attend(launch: AttendLaunch, plan: Plan) -> Binding:
 
     return Binding(
         (
-            *_QKV,
+            *_pointers(launch),
             ("out_ptr", launch.out_buf),
             ("lse_ptr", launch.lse_buf),
             ("tiles_ptr", launch.tiles_buf),
@@ -59,7 +65,7 @@ def bind_attend(launch: AttendLaunch, plan: Plan) -> Binding:
             ("total_ptr", launch.total_buf),
         ),
         (
-            *_QKV_STRIDES,
+            *_strides(launch),
             ("out", launch.out_buf, "bhs"),
             ("lse", launch.lse_buf, "bh"),
             ("tiles", launch.tiles_buf, "bhr"),
@@ -133,14 +139,14 @@ def bind_gather(launch: GatherLaunch, plan: Plan) -> Binding:
     letters = "pbhs" if stacked else "bhs"
     return Binding(
         (
-            *_QKV,
+            *_pointers(launch),
             ("out_ptr", launch.out_buf),
             ("lse_ptr", launch.lse_buf),
             ("idx_ptr", launch.list_buf),
             ("cnt_ptr", launch.count_buf),
         ),
         (
-            *_QKV_STRIDES,
+            *_strides(launch),
             ("out", launch.out_buf, letters),
             ("lse", launch.lse_buf, letters.removesuffix("s")),
             ("idx", launch.list_buf, "bhr"),
@@ -181,7 +187,7 @@ def bind_keys(launch: KeysLaunch, plan: Plan) -> Binding:
 
     return Binding(
         (
-            *_QKV,
+            *_pointers(launch),
             ("part_ptr", launch.part_buf),
             ("plse_ptr", launch.part_lse_buf),
             ("entries_ptr", launch.entries_buf),
@@ -189,7 +195,7 @@ def bind_keys(launch: KeysLaunch, plan: Plan) -> Binding:
             ("tile_start_ptr", launch.tile_start_buf),
         ),
         (
-            *_QKV_STRIDES,
+            *_strides(launch),
             ("part", launch.part_buf, "bhrk"),
             ("plse", launch.part_lse_buf, "bh"),
             ("entries", launch.entries_buf, "bh"),

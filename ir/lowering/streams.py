@@ -1,4 +1,4 @@
-"""Streams: the buffers an attend reads its keys and values from, tokens or units pooled from them."""
+"""Streams: the buffers an attend reads its keys and values from, tokens or pooled units."""
 
 from __future__ import annotations
 

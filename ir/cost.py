@@ -324,7 +324,7 @@ def _keys(plan: Plan, launch: KeysLaunch) -> _Work:
     """Each program reads its unit's keys once, also when only few queries chose the unit."""
     heads = plan.buffer(launch.entries_buf).dims[1]
     per_program: Dim = 1 if heads == dims.Hq else dims.G
-    every_unit = dims.B * dims.Hq / per_program * dims.Skv
+    every_unit = dims.B * dims.Hq / per_program * launch.keys
     reads = dims.B * dims.Hq * P / launch.axis("block_m") + every_unit
     work = _keyed(plan, launch, reads, _list_rows(heads, 1))
     q_reads = dims.B * dims.Hq * P / launch.unit * dims.D * E
@@ -344,7 +344,7 @@ def _keyed(plan: Plan, launch: Attending, reads: Dim, list_rows: Dim) -> _Work:
     at least once when no two of them share a key.
     """
     found = reach(plan, launch)
-    width = dims.Skv if found.width is None else dims.least(found.width, dims.Skv)
+    width = launch.keys if found.width is None else dims.least(found.width, launch.keys)
     least: dict[str, Dim] = {}
     asked: dict[str, Dim] = {}
     for name, dim in ((launch.k_buf, dims.D), (launch.v_buf, dims.Dv)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.expr import Expr
 from spcomp.ir.nodes.downsample import Pooling
@@ -137,7 +138,8 @@ class TilesLaunch(Launch):
     tiles [B|1,Hl,Nt,C] i32: tile number in the low 24 bits, bit 24+n set when list n chose it;
     partial, total [B|1,Hl,Nt] i32. `everywhere` and `somewhere` bound `predicate` over a tile
     (q_lo..q_hi, k_lo..k_hi); when `exact` is False the elements decide. `counter`, when named, is
-    set to 0 for the launch that takes its work from there."""
+    set to 0 for the launch that takes its work from there. `keys` counts the entries of the stream;
+    k is an entry's number, Sq and Skv stay token lengths."""
 
     list_bufs: tuple[str, ...]
     count_bufs: tuple[str, ...]
@@ -152,6 +154,7 @@ class TilesLaunch(Launch):
     somewhere: Expr
     exact: bool
     capacity: Dim
+    keys: Dim = dims.Skv
 
     @property
     def kernel(self) -> str:
@@ -181,8 +184,9 @@ class AttendRule:
 class AttendLaunch(Launch):
     """Query-major: a program holds a tile of queries and walks its list of key tiles.
 
-    sinks_buf [Hq], when named: logits that join the denominator once lse is taken. Only the launch
-    that ends the softmax has them, the one that writes the results."""
+    `keys` counts the entries of the stream, tokens or units. sinks_buf [Hq], when named: logits
+    that join the denominator once lse is taken. Only the launch that ends the softmax has them, the
+    one that writes the results."""
 
     q_buf: str
     k_buf: str
@@ -195,6 +199,7 @@ class AttendLaunch(Launch):
     table_bufs: tuple[str, ...] = ()
     sinks_buf: str = ""
     rule: AttendRule
+    keys: Dim = dims.Skv
 
     @property
     def kernel(self) -> str:
@@ -237,9 +242,9 @@ class WarpsLaunch(AttendLaunch):
 class GatherLaunch(Launch):
     """A program gathers the keys of one list row for the query heads that share it.
 
-    A row covers `granule` query rows, an index `unit` tokens. With `splits` > 1 the keys of a row
-    are split over programs, and out and lse have a leading axis of that length for `MergeLaunch`.
-    sinks_buf: as in `AttendLaunch`."""
+    A row covers `granule` query rows, an index `unit` of the `keys` entries of the stream. With
+    `splits` > 1 the keys of a row are split over programs, and out and lse have a leading axis of
+    that length for `MergeLaunch`. sinks_buf: as in `AttendLaunch`."""
 
     q_buf: str
     k_buf: str
@@ -254,6 +259,7 @@ class GatherLaunch(Launch):
     unit: int
     splits: Dim
     rule: AttendRule
+    keys: Dim = dims.Skv
 
     @property
     def kernel(self) -> str:
@@ -309,6 +315,7 @@ class KeysLaunch(Launch):
     """Key-major: a program holds queries that chose one unit and walks its keys.
 
     Writes parts [B,Hq,R,K,Dv] f32 and their lse [B,Hq,R,K], slab-local rows, one slot a list entry.
+    `keys` counts the entries of the stream.
     """
 
     q_buf: str
@@ -326,6 +333,7 @@ class KeysLaunch(Launch):
     somewhere: Expr
     exact: bool
     rule: AttendRule
+    keys: Dim = dims.Skv
 
     @property
     def kernel(self) -> str:

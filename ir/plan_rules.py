@@ -261,6 +261,26 @@ def sinks_end_a_softmax(plan: Plan) -> list[str]:
     return problems
 
 
+def streams_have_their_length(plan: Plan) -> list[str]:
+    """Hold when an attend counts as many entries as its k and v have, and its tile list as many."""
+    problems = []
+    declared = {b.name: b for b in plan.buffers}
+    made = {x.tiles_buf: x.keys for x in plan.launches() if isinstance(x, TilesLaunch)}
+    for launch in plan.launches():
+        if not isinstance(launch, (AttendLaunch, GatherLaunch, KeysLaunch)):
+            continue
+        lengths = {n: declared[n].dims[2] for n in (launch.k_buf, launch.v_buf) if n in declared}
+        listed = getattr(launch, "tiles_buf", "") or getattr(launch, "list_buf", "")
+        if listed in made:
+            lengths[listed] = made[listed]
+        problems += [
+            f"{launch.kernel} counts {launch.keys} entries, and '{name}' {length}"
+            for name, length in lengths.items()
+            if length != launch.keys
+        ]
+    return problems
+
+
 RULES_PLAN: dict[str, PlanRule] = {
     rule.__name__: rule
     for rule in (
@@ -276,5 +296,6 @@ RULES_PLAN: dict[str, PlanRule] = {
         expressions_fit_kernels,
         merges_join_stacks,
         sinks_end_a_softmax,
+        streams_have_their_length,
     )
 }

@@ -38,9 +38,12 @@ class Units:
         return op("mul", unit, Lit(self.stride))
 
     def last(self, unit: Expr) -> Expr:
-        """Give the last real token of a unit; the last unit may be short."""
+        """Give the last real token of a unit; the last unit may be short, unless short ones are
+        dropped."""
         if self.block == 1:
             return self.first(unit)
+        if self.tail == "drop":
+            return op("add", self.first(unit), Lit(self.block - 1))
         end = op("add", self.first(unit), Lit(self.block))
         return op("sub", op("min", end, Sym("Skv")), Lit(1))
 

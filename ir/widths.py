@@ -111,10 +111,10 @@ def _at_most(difference: Linear, strict: bool) -> Reach:
         return ALL
     scaled = {n: c / abs(slope) for n, c in difference.items() if n != "k" and c != 0}
     constant = scaled.pop("", Fraction(0))
-    # A quotient k // u rounds down: the bound moves by less than one unit.
-    whole = abs(slope) == 1
-    slack = 0 if whole else int(1 / abs(slope)) - 1
-    shift = int(1 / abs(slope)) if strict else 0
+    # A quotient k // u rounds down: the bound moves by less than one unit. A multiple k * u, the
+    # first token of a unit, moves nothing.
+    slack = int(1 / abs(slope)) - 1 if abs(slope) < 1 else 0
+    shift = (int(1 / abs(slope)) if abs(slope) <= 1 else 1 / abs(slope)) if strict else 0
     origin = _origin(scaled, positive=slope < 0)
     if origin is None:
         return ALL

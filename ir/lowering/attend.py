@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spcomp.errors import CannotLower
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.expr import Expr, symbols, tile_bounds
@@ -22,9 +21,9 @@ from spcomp.ir.launches import (
 from spcomp.ir.lowering.builder import PlanBuilder, rows_of
 from spcomp.ir.lowering.lists import ListRef, lower_list
 from spcomp.ir.lowering.order import WS_LEAST, WS_ROWS, choose, sole_list, tile_sizes, without_list
-from spcomp.ir.nodes import Attend, Captured, Gather, Region, Stream
+from spcomp.ir.lowering.streams import StreamRef, lower_stream
+from spcomp.ir.nodes import Attend, Captured, Gather, Region
 from spcomp.ir.plan import LoopOrder
-from spcomp.ir.types import is_token_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,35 +53,27 @@ class TileLists:
 def lower_attend(
     plan: PlanBuilder, node: Attend, part: Gather, target: Target, wanted: LoopOrder | None
 ) -> LoopOrder:
-    """Add the launches of one gathered stream and give the loop order they take."""
+    """Add the launches of one gathered stream and give the loop order they take.
+
+    Where it is the whole attend, `plan.made` tells its target: a later launch of the same slabs may
+    read the lse, [B,Hq,R] f32 of the slab's rows, or [B,Hq,Sq] where the target is the result.
+    """
     region = part.selection
     assert isinstance(region, Region)
-    _check_stream(node, part)
-    lists = [lower_list(plan, s) for s in region.lists]
-    choice = choose(plan, region, lists, wanted)
+    stream = lower_stream(plan, part)
+    lists = [stream.listed(lower_list(plan, s)) for s in region.lists]
+    choice = choose(plan, region, lists, wanted, stream.noun)
     plan.notes.append(f"{choice.order}: {choice.reason}")
-    work = _Work(plan, node, region, lists, target)
+    work = _Work(plan, node, region, stream, lists, target)
     {
         "query_major_ws": work.query_major_ws,
         "query_major": work.query_major,
         "key_major": work.key_major,
         "gather": work.gather,
     }[choice.order]()
+    if len(node.streams) == 1:
+        plan.made[node] = target
     return choice.order
-
-
-def _check_stream(node: Attend, part: Gather) -> None:
-    assert isinstance(part.stream, Stream)
-    if not is_token_stream(part.stream):
-        raise CannotLower(
-            where=node.where,
-            what="attention over a stream of units",
-            why=(
-                "the kernels read tokens; pooled streams are computed by the reference "
-                "backend so far"
-            ),
-            way_out="use backend='reference', or attend to the tokens.",
-        )
 
 
 class _Work:
@@ -93,11 +84,14 @@ class _Work:
         plan: PlanBuilder,
         node: Attend,
         region: Region,
+        stream: StreamRef,
         lists: list[ListRef],
         target: Target,
     ) -> None:
         self.plan, self.node, self.region = plan, node, region
         self.lists, self.target = lists, target
+        self.keys = stream.keys
+        self.inputs = {"q_buf": "q", "k_buf": stream.k, "v_buf": stream.v}
         tables = (*region.tables, *node.tables)
         self.tables = tuple(plan.captured(t) for t in tables if isinstance(t, Captured))
         self.sole = sole_list(region)
@@ -121,7 +115,8 @@ class _Work:
                 rule=self._attend_rule(self.narrowed, made.flags),
                 table_bufs=self.tables,
                 sinks_buf=self.target.sinks,
-                **_QKV,
+                keys=self.keys,
+                **self.inputs,
             )
         )
 
@@ -151,7 +146,8 @@ class _Work:
                 rule=self._attend_rule(self.narrowed, made.flags),
                 table_bufs=self.tables,
                 sinks_buf=self.target.sinks,
-                **_QKV,
+                keys=self.keys,
+                **self.inputs,
             )
         )
 
@@ -187,7 +183,8 @@ class _Work:
                 table_bufs=self.tables,
                 sinks_buf=self.target.sinks if splits == 1 else "",
                 **listed,
-                **_QKV,
+                keys=self.keys,
+                **self.inputs,
             )
         )
         if splits != 1:
@@ -239,7 +236,8 @@ class _Work:
                 exact=exact,
                 rule=self._attend_rule(self.narrowed, ()),
                 table_bufs=self.tables,
-                **_QKV,
+                keys=self.keys,
+                **self.inputs,
             )
         )
         self._merge(part, part_lse, source.width, source.counts, 3)
@@ -312,6 +310,7 @@ class _Work:
                 somewhere=somewhere,
                 exact=exact,
                 capacity=capacity,
+                keys=self.keys,
             )
         )
         flags = () if self.sole else tuple(f"chosen{n}" for n in range(len(self.lists)))
@@ -324,7 +323,7 @@ class _Work:
         return dims.Hkv if dims.Hkv in kinds else 1
 
     def _capacity(self, predicate: Expr, block_k: int) -> Dim:
-        every = dims.ceildiv(dims.Skv, block_k)
+        every = dims.ceildiv(self.keys, block_k)
         if not self.sole:
             return every
         only = self.lists[0]
@@ -340,5 +339,4 @@ def _tile(axes: dict[str, int], block_q: int, block_k: int) -> dict[str, int]:
     return {**tile, "warps": warps} if warps else tile
 
 
-_QKV = {"q_buf": "q", "k_buf": "k", "v_buf": "v"}
 _FEW_ROWS = {"block_r": 1, "block_p": 16, "warps": 4}  # decode merges many splits of few rows

@@ -46,9 +46,14 @@ def tile_sizes(lists: list[ListRef], block_q: int, block_k: int) -> tuple[int, i
 
 
 def choose(
-    plan: PlanBuilder, region: Region, lists: list[ListRef], wanted: LoopOrder | None
+    plan: PlanBuilder,
+    region: Region,
+    lists: list[ListRef],
+    wanted: LoopOrder | None,
+    noun: str = "tokens",
 ) -> Choice:
-    """Choose the loop order of one attend, among those whose kernels the backend has.
+    """Choose the loop order of one attend, among those whose kernels the backend has. noun: what
+    the units of lists are counted in.
 
     Raises: CannotLower when the wanted order, or any order, cannot express the region.
     """
@@ -70,7 +75,7 @@ def choose(
             raise CannotLower(
                 where=region.where,
                 what=f"this selection in the loop order {wanted}",
-                why=_refusal(wanted, region, lists),
+                why=_refusal(wanted, region, lists, noun),
                 way_out=(
                     f"leave the schedule open, or take one of: {', '.join(possible) or 'none'}."
                 ),
@@ -81,10 +86,10 @@ def choose(
             where=region.where,
             what="a union of lists with units of "
             + ", ".join(str(r.unit) for r in lists)
-            + " tokens",
+            + f" {noun}",
             why=(
                 "tiles must divide every unit, and the largest that does is below "
-                f"{TILE_LEAST} tokens"
+                f"{TILE_LEAST} {noun}"
             ),
             way_out="use units that are multiples of 16, or backend='reference'.",
         )
@@ -156,12 +161,12 @@ def _possible(region: Region, lists: list[ListRef], phase: Phase) -> dict[LoopOr
     return found
 
 
-def _refusal(wanted: LoopOrder, region: Region, lists: list[ListRef]) -> str:
+def _refusal(wanted: LoopOrder, region: Region, lists: list[ListRef], noun: str) -> str:
     rows = min((r.granule for r in lists), default=0)
     if wanted == "query_major_ws":
         units = min((r.unit for r in lists), default=0)
         return (
-            f"its lists change every {rows} query rows and have units of {units} tokens, and a "
+            f"its lists change every {rows} query rows and have units of {units} {noun}, and a "
             f"program takes multiples of {WS_LEAST} of both"
         )
     if wanted == "query_major":

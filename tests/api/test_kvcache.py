@@ -33,11 +33,21 @@ def complete_pages(q, k, v):
     return sp.attend(q, sp.gather(k, best), sp.gather(v, best))
 
 
+@sp.pattern
+def compressed(q, k, v):
+    """Overlapping units as keys and values: what was appended last changes several of them."""
+    keys = sp.cached(sp.downsample(k, block=8, stride=4, tail="drop"), name="keys")
+    values = sp.cached(sp.downsample(v, block=8, stride=4, tail="drop"), name="values")
+    near = sp.attend(q, sp.gather(k, sp.window(6)), sp.gather(v, sp.window(6)))
+    return sp.merge(sp.attend(q, keys, values), near)
+
+
 PATTERNS = {
     "quest": quest(page=16, budget=48),
     "quest by groups": quest(page=8, budget=24, heads="group"),
     "by mean": by_mean(),
     "complete pages": complete_pages(),
+    "compressed": compressed(),
     "no state": streaming_llm(sinks=2, recent=20),
 }
 

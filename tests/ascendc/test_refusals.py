@@ -77,6 +77,19 @@ def test_other_dtypes_are_refused(dtype: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("_compiles_nothing")
+def test_attention_over_a_stream_of_units_is_refused() -> None:
+    @sp.pattern
+    def pooled(q, k, v):
+        units = [sp.downsample(x, block=16) for x in (k, v)]
+        best = sp.topk(sp.score(q, units[0], heads="group"), k=2)
+        return sp.attend(q, *(sp.gather(x, best) for x in units))
+
+    assert said(pooled(), *tensors()) == refused(
+        "attention over a stream of units", "there is no AscendC template for it"
+    )
+
+
 @pytest.mark.parametrize("dim", [8, 40, 272])
 @pytest.mark.usefixtures("_compiles_nothing")
 def test_head_dimensions_that_are_no_fractals_or_too_large_are_refused(dim: int) -> None:

@@ -22,6 +22,7 @@ from spcomp.autotune.space import (
 )
 from spcomp.backends import registry
 from spcomp.backends.base import Backend, Refusal, Specialisation
+from spcomp.dsl import attend, downsample, pattern
 from spcomp.dsl.pattern import Pattern
 from spcomp.errors import UnknownChoice
 from spcomp.ir import cost
@@ -29,7 +30,6 @@ from spcomp.ir.plan import LoopOrder, Phase, Plan
 from spcomp.ir.schedule import AxisSpace, KernelAxes, Schedule
 from spcomp.ir.target import Target
 from spcomp.patterns import block_topk, moba, quest, streaming_llm
-from tests.ir.programs import PATTERNS
 
 TRITON = registry.backend("triton")
 SM90 = registry.target("sm90")
@@ -199,18 +199,22 @@ def test_the_reference_backend_has_one_candidate_a_loop_order() -> None:
 
 
 def test_a_pattern_without_a_plan_is_one_refused_row() -> None:
-    space = space_of(PATTERNS["pooled_stream"])
+    @pattern
+    def pairs_as_keys(q, k, v):
+        return attend(q, downsample(k, block=8, by="minmax"), downsample(v, block=8))
+
+    space = space_of(pairs_as_keys())
     assert space.candidates() == ()
     (row,) = space.rows
     text = (
-        "CannotLower: attention over a stream of units cannot be lowered: the kernels read tokens; "
-        "pooled streams are computed by the reference backend so far."
+        "CannotLower: a minmax pair in the place of one tensor cannot be lowered: only score() "
+        "reads a pair."
     )
     assert row == Row(Candidate(None, ()), "refused", "emitted", text)
     with pytest.raises(EveryCandidateFailed) as caught:
         search(space, lambda c: row, budget_s=1, seed=0)
     assert str(caught.value).startswith(
-        "EveryCandidateFailed: none of the 1 candidates of pooled_stream() can be taken:\n"
+        "EveryCandidateFailed: none of the 1 candidates of pairs_as_keys() can be taken:\n"
         f"    1 refused: {text}\n"
     )
 

@@ -203,6 +203,29 @@ def sunk_merge(case: Case) -> Pattern:
     return merged_beside_sinks()
 
 
+@sp.pattern
+def coarse_and_near(q, k, v):
+    """One softmax over the near tokens and all pooled units."""
+    units = sp.stream(sp.downsample(k, block=8), sp.downsample(v, block=8))
+    return sp.attend(q, [sp.gather(sp.stream(k, v), sp.window(5)), units])
+
+
+@sp.pattern
+def compressed_and_near(q, k, v):
+    """Merge NSA's compressed branch, whose units overlap, with a window."""
+    units = (sp.downsample(x, block=32, stride=16, tail="drop") for x in (k, v))
+    near = sp.attend(q, sp.gather(k, sp.window(5)), sp.gather(v, sp.window(5)))
+    return sp.merge(sp.attend(q, *units), near)
+
+
+POOLED: dict[str, tuple[Pattern, tuple[int, int, bool]]] = {
+    "coarse_and_near": (coarse_and_near(), (8, 8, True)),
+    "compressed_and_near": (compressed_and_near(), (32, 16, False)),
+}
+"""Patterns that also see a window of 5 tokens, and the block, stride and short tail of their
+units."""
+
+
 # ---- shapes --------------------------------------------------------------------------------------
 
 
@@ -255,6 +278,14 @@ CASES = (
     Case(1, 6, 1, 4, 100, 64, torch.bfloat16, "swapped"),
     Case(1, 4, 2, 33, 33, 16, torch.bfloat16),
 )
+COMPRESSED = (
+    Case(1, 4, 2, 30, 44, 16),
+    Case(2, 3, 1, 1, 77, 80, torch.bfloat16),
+    Case(3, 6, 2, 20, 31, 40, torch.float16, "sliced"),
+    Case(1, 4, 4, 50, 33, 17, torch.float32, "swapped"),
+)
+"""For streams of units, whose values are pooled too: an identity in v would not show what was
+read."""
 LONGER = (
     Case(1, 6, 2, 130, 130, 80, torch.bfloat16),
     Case(2, 4, 4, 200, 240, 128, torch.float16, "swapped"),

@@ -13,7 +13,9 @@ from spcomp.errors import CannotLower, NeedsGradient
 from spcomp.patterns import block_topk, moba, streaming_llm
 from tests import oracle
 from tests.conformance.cases import (
+    COMPRESSED,
     PATTERNS,
+    POOLED,
     Case,
     adapted,
     assert_same_selection,
@@ -240,24 +242,29 @@ def test_a_gradient_is_right_or_refused(backend: str) -> None:
         assert oracle.error(g.cpu(), w64) <= 3 * oracle.error(p, w64) + 1e-6
 
 
-def test_a_pooled_stream_is_right_or_refused(backend: str) -> None:
-    @sp.pattern
-    def coarse_and_near(q, k, v):
-        units = sp.stream(sp.downsample(k, block=8), sp.downsample(v, block=8))
-        return sp.attend(q, [sp.gather(sp.stream(k, v), sp.window(5)), units])
-
-    case = adapted(backend, Case(1, 4, 2, 30, 44, 16))
+@pytest.mark.parametrize("case", COMPRESSED, ids=str)
+@pytest.mark.parametrize("name", POOLED)
+def test_a_pooled_stream_is_right_or_refused(backend: str, name: str, case: Case) -> None:
+    pattern, (block, stride, has_short_tail) = POOLED[name]
     q, k, v = case.tensors(device_of(backend), probe=False)
     try:
-        out, lse = _run(_compiled(backend, coarse_and_near()), q, k, v)
-    except CannotLower:
-        assert backend != "reference", "the reference computes every pattern"
+        out, lse = _run(_compiled(backend, pattern), q, k, v)
+    except CannotLower as refusal:
+        assert backend == "ascendc", "only AscendC has no kernel for it"
+        assert "this backend has no kernel" in str(refusal)
         return
     q, k, v = (x.cpu() for x in (q, k, v))
-    ends = torch.tensor([min(8 * u + 8, 44) - 1 for u in range(6)])
-    mask = [oracle.window_mask(30, 44, 5), ends[None, :] <= oracle.positions(30, 44)]
-    k, v = (torch.cat([x, oracle.pooled(x, 8, oracle.mean).float()], dim=2) for x in (k, v))
-    assert_within(out, lse, q, k, v, torch.cat(mask, dim=1))
+    last = case.skv if has_short_tail else case.skv - block + 1
+    spans = [(a, min(a + block, case.skv)) for a in range(0, last, stride)]
+    ends = torch.tensor([end - 1 for _, end in spans], dtype=torch.int64)
+    near = oracle.window_mask(case.sq, case.skv, 5)
+    mask = torch.cat([near, ends[None, :] <= oracle.positions(case.sq, case.skv)], dim=1)
+    k, v = (torch.cat([x, *(_pooled(x, a, b) for a, b in spans)], dim=2) for x in (k, v))
+    assert_within(out, lse, q, k, v, mask)
+
+
+def _pooled(x: Tensor, start: int, stop: int) -> Tensor:
+    return x[:, :, start:stop].double().mean(dim=2, keepdim=True).to(x.dtype)
 
 
 @pytest.mark.slow

@@ -168,10 +168,7 @@ def patterns() -> dict[str, Pattern]:
 
 
 PATTERNS = patterns()
-NO_PLAN = {
-    "marked",
-    "pooled_stream",
-}  # block masks become lists in `compile`; no kernel reads units
+NO_PLAN = {"marked"}  # block masks become lists in `compile`
 LOWERED = [name for name in PATTERNS if name not in NO_PLAN]
 
 

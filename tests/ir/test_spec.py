@@ -375,6 +375,14 @@ WRONG_PLANS = {
         changed(BLOCKS, TilesLaunch, predicate=PART),
         "tiles.predicate reads the table 't', which the launch is not given",
     ),
+    "streams_have_their_length": (
+        changed(BLOCKS, AttendLaunch, k_buf="k_mean"),
+        f"attend counts Skv entries, and 'k_mean' {dims.ceildiv(dims.Skv, 16)}",
+    ),
+    "streams_have_their_length-tiles": (
+        changed(BLOCKS, TilesLaunch, keys=dims.ceildiv(dims.Skv, 16)),
+        f"attend counts Skv entries, and 'tiles' {dims.ceildiv(dims.Skv, 16)}",
+    ),
     "merges_join_stacks": (
         changed(KEYS, MergeLaunch, parts=3),
         f"merge joins 3 parts of 'parts', which has {dims.least(1, dims.ceildiv(dims.Skv, 64))}",

@@ -56,6 +56,9 @@ EXACT = {
     ),
     "one key": (op("eq", K, op("sub", T, Lit(2))), 1),
     "an interval": (op("and", op("ge", K, Lit(4)), op("le", K, Lit(6))), 3),
+    "first tokens of units": (op("lt", op("mul", K, Lit(4)), Lit(10)), 3),
+    "as many whole units": (op("lt", op("mul", K, Lit(4)), Lit(8)), 2),
+    "no later than a token": (op("le", op("mul", K, Lit(4)), Lit(8)), 3),
     "nothing": (op("and", op("gt", K, T), op("lt", K, T)), 0),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,15 +12,22 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from spcomp.backends.reference.pattern import run_program
 from spcomp.backends.reference.plan import run_plan
+from spcomp.dsl import attend, downsample, pattern
 from spcomp.errors import CannotLower
-from spcomp.ir.nodes import Merge
-from spcomp.ir.passes import cut
-from spcomp.ir.plan import LoopOrder, Phase
+from spcomp.ir import dims
+from spcomp.ir.launches import AttendLaunch, TopKLaunch
+from spcomp.ir.lifetimes import lifetimes
+from spcomp.ir.lowering.attend import Target, lower_attend
+from spcomp.ir.lowering.builder import PlanBuilder
+from spcomp.ir.nodes import Attend, Merge
+from spcomp.ir.passes import PATTERN_PIPELINE, cut
+from spcomp.ir.plan import Buffer, LoopOrder, Phase, Slabs
 from spcomp.ir.program import Program
+from spcomp.ir.spec import faults
 from spcomp.ir.text import print_plan
 from tests.ir.programs import LOWERED, PATTERNS, PHASES, SCHEDULE, normal, plan_of, tensors
 
-SHOWN = ("block_topk", "moba", "quest", "streaming_llm", "two_lists", "joined")
+SHOWN = ("block_topk", "moba", "quest", "streaming_llm", "two_lists", "joined", "pooled_stream")
 
 
 class PlanText(SingleFileSnapshotExtension):
@@ -121,10 +129,96 @@ def test_an_order_that_cannot_express_a_pattern_is_refused(
         plan_of(name, "prefill", order)
 
 
-def test_pooled_streams_and_gates_are_refused_with_a_way_out() -> None:
-    with pytest.raises(CannotLower) as caught:
-        plan_of("pooled_stream")
-    assert "help: use backend='reference', or attend to the tokens." in str(caught.value)
+@pattern
+def pairs_as_keys(q, k, v):
+    """Attend to what only scores can read."""
+    return attend(q, downsample(k, block=8, by="minmax"), downsample(v, block=8))
+
+
+@pattern
+def units_of_units(q, k, v):
+    """Attend to units that were pooled twice."""
+    return attend(q, *(downsample(downsample(x, block=4), block=2) for x in (k, v)))
+
+
+def test_what_cannot_be_a_stream_of_units_is_refused_with_a_way_out() -> None:
+    for made, text in (
+        (
+            pairs_as_keys(),
+            "a minmax pair in the place of one tensor cannot be lowered: only score() reads a "
+            "pair.\n  help: pool it by mean, max or min.",
+        ),
+        (
+            units_of_units(),
+            "a downsample() of a downsample() as a stream cannot be lowered: no kernel pools units "
+            "again.\n  help: use backend='reference', or pool the tokens once.",
+        ),
+    ):
+        program = made.program
+        for step in PATTERN_PIPELINE:
+            program = step(program)
+        with pytest.raises(CannotLower) as caught:
+            cut(program, "prefill", SCHEDULE)
+        lines = str(caught.value).splitlines()
+        assert "\n".join(x for x in lines if "-->" not in x) == f"CannotLower: {text}"
+
+
+def test_a_stream_of_units_counts_them_apart_from_tokens() -> None:
+    plan = plan_of("pooled_stream")
+    by_stream = {x.k_buf: x for x in plan.launches() if isinstance(x, AttendLaunch)}
+    assert by_stream["k"].keys == dims.Skv
+    assert by_stream["k_mean"].keys == dims.ceildiv(dims.Skv, 8)
+    assert by_stream["k_mean"].v_buf == "v_mean"
+    assert plan.buffer("v_mean").dims == (dims.B, dims.Hkv, dims.ceildiv(dims.Skv, 8), dims.Dv)
+    wrong = [
+        replace(x, keys=dims.Skv) if x is by_stream["k_mean"] else x
+        for x in plan.steps[-1].launches  # type: ignore[union-attr]
+    ]
+    broken = replace(plan, steps=(*plan.steps[:-1], Slabs(tuple(wrong), 128)))
+    (problems,) = faults(broken).values()
+    assert problems == [
+        f"attend counts Skv entries, and '{name}' ceiling(Skv/8)"
+        for name in ("k_mean", "v_mean", by_stream["k_mean"].tiles_buf)
+    ]
+
+
+def test_the_lse_of_a_branch_has_a_name_that_a_later_launch_can_read() -> None:
+    """A score that takes its probabilities from a branch needs that branch's lse, row by row."""
+    branch = normal("pooled_stream").result
+    assert isinstance(branch, Attend)
+    coarse = replace(branch, streams=branch.streams[1:])
+    near = replace(branch, streams=branch.streams[:1])
+    builder = PlanBuilder("prefill", SCHEDULE)
+    shape = (dims.B, dims.Hq, dims.R)
+    for node in (coarse, near):
+        target = Target(
+            builder.scratch("branch", (*shape, dims.Dv), "float32"),
+            builder.scratch("branch_lse", shape, "float32"),
+        )
+        lower_attend(builder, node, node.streams[0], target, None)  # type: ignore[arg-type]
+        assert builder.made[node] == target
+    found = builder.made[coarse]
+    assert isinstance(found, Target)
+    assert builder.buffers[found.lse].dims == shape
+    merged = cut(Program("p", (), Merge((coarse, near))), "prefill", SCHEDULE)
+    slabs = merged.steps[-1]
+    assert isinstance(slabs, Slabs)
+    lse = next(x.lse_buf for x in slabs.launches if isinstance(x, AttendLaunch))
+    assert lse == "stream_lse#0"
+    reader = TopKLaunch(
+        scores_buf=lse, indices_buf="i", counts_buf="c", k=1, width=1, axes=(("block_u", 16),)
+    )
+    made = tuple(Buffer(n, (dims.B, dims.Hq, dims.R, 1), "int32", "scratch") for n in "ic")
+    read = replace(
+        merged,
+        buffers=(*merged.buffers, *made),
+        steps=(*merged.steps[:-1], Slabs((*slabs.launches, reader), slabs.align)),
+    )
+    assert faults(read) == {}
+    assert lifetimes(read)["stream_lse"].last == len(read.launches()) - 1
+
+
+def test_gates_are_refused_with_a_way_out() -> None:
     result = normal("streaming_llm").result
     gated = Program("p", (), Merge((result, result), by="gates"))
     with pytest.raises(CannotLower) as caught:

@@ -11,6 +11,7 @@ from spcomp.backends.ascendc.expr_text import NotInteger, spans_text
 from spcomp.backends.ascendc.forms import FORMS
 from spcomp.backends.ascendc.spans import NotRanges, ranges_of
 from spcomp.backends.base import MAX_HEAD_DIM, Refusal, Specialisation
+from spcomp.ir import dims
 from spcomp.ir.expr import Expr, symbols
 from spcomp.ir.launches import AttendRule, GatherLaunch, PoolLaunch, ScoreLaunch
 from spcomp.ir.plan import Launch, Plan
@@ -72,6 +73,8 @@ def _of_launch(launch: Launch) -> Iterator[Refusal]:
         yield from _of_predicate("units a row may take", launch.rule.visible)
         yield from _of_predicate("units a row must take", launch.rule.forced)
     if isinstance(launch, GatherLaunch):
+        if launch.keys != dims.Skv:
+            yield Refusal("attention over a stream of units", NO_TEMPLATE, REFERENCE)
         if launch.unit % FRACTAL:
             yield Refusal(
                 f"units of {launch.unit} tokens",

@@ -50,8 +50,8 @@ class PlanExecutable:
 class ProgramExecutable:
     """A pattern, run stage by stage without a plan (see `Executable`).
 
-    It computes what no plan says yet, such as pooled streams and merges by gates, keeps no list,
-    and is differentiable with the memory of a few chunks.
+    It computes what no plan says yet, such as merges by gates, keeps no list, and is
+    differentiable with the memory of a few chunks.
     """
 
     def __init__(self, program: Program) -> None:

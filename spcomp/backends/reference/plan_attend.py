@@ -41,19 +41,20 @@ def _wide(slab: Slab, *names: str) -> list[Tensor]:
     return [slab.read(n).to(slab.dtype) for n in names]
 
 
-def _symbols(slab: Slab) -> dict[str, Value]:
-    """Give the symbols of the pairs of a slab, for expressions that broadcast to [B,Hq,R,Skv]."""
+def _symbols(slab: Slab, keys: int) -> dict[str, Value]:
+    """Give the symbols of the pairs of a slab, for expressions that broadcast to [B,Hq,R,keys]."""
     return {
         **slab.symbols(slab.env["Hq"]),
         "q": (slab.begin + slab.arange(slab.rows))[:, None],
-        "k": slab.arange(slab.env["Skv"]),
+        "k": slab.arange(keys),
     }
 
 
 def run_attend(launch: AttendLaunch, slab: Slab) -> None:
     """Attend by the tile lists: partial tiles under the predicate, full ones whole."""
+    keys = slab.number(launch.keys)
     row = slab.arange(slab.rows) // launch.axis("block_q")
-    key = slab.arange(slab.env["Skv"]) // launch.axis("block_k")
+    key = slab.arange(keys) // launch.axis("block_k")
     entries, partial, total = (
         slab.read(n) for n in (launch.tiles_buf, launch.partial_buf, launch.total_buf)
     )
@@ -61,11 +62,11 @@ def run_attend(launch: AttendLaunch, slab: Slab) -> None:
     def elements(marks: Tensor) -> Tensor:
         return spread(marks[:, :, row][..., key], slab.env["Hq"])
 
-    tiles = -(-slab.env["Skv"] // launch.axis("block_k"))
+    tiles = -(-keys // launch.axis("block_k"))
     numbers = entries & TILE_MASK
     listed = marked(numbers, total, tiles)
     masked = marked(numbers, partial, tiles)
-    values = _symbols(slab)
+    values = _symbols(slab, keys)
     for n, flag in enumerate(launch.rule.flags):
         chosen = torch.where((entries >> (TILE_BITS + n)) & 1 == 1, numbers, tiles)
         valid = slab.arange(entries.shape[-1]) < total[..., None]
@@ -86,7 +87,8 @@ def run_gather(launch: GatherLaunch, slab: Slab) -> None:
     counts = slab.rows_of(launch.count_buf, launch.granule)
     units = -(-slab.env["Skv"] // launch.unit)
     row = slab.arange(slab.rows) // launch.granule
-    key = slab.arange(slab.env["Skv"])
+    keys = slab.number(launch.keys)
+    key = slab.arange(keys)
 
     def elements(marks: Tensor) -> Tensor:
         return spread(marks[:, :, row][..., key // launch.unit], slab.env["Hq"])
@@ -94,7 +96,7 @@ def run_gather(launch: GatherLaunch, slab: Slab) -> None:
     numbers = torch.where(entries < 0, 0, entries & TILE_MASK)
     listed = elements(marked(numbers, counts, units))
     slot = _by_unit(slab.arange(entries.shape[-1]).expand_as(entries), numbers, counts, units)
-    values = _symbols(slab)
+    values = _symbols(slab, keys)
     for n, flag in enumerate(launch.rule.flags):
         bit = (entries >> (TILE_BITS + n)) & 1
         values[flag] = elements(_by_unit(bit.long(), numbers, counts, units) == 1)
@@ -132,6 +134,7 @@ def run_keys(launch: KeysLaunch, slab: Slab) -> None:
     """Attend unit by unit: the rows that chose a unit read its keys, each into its own slot."""
     entries, starts = slab.read(launch.entries_buf), slab.read(launch.unit_start_buf)
     part, part_lse = slab.read(launch.part_buf), slab.read(launch.part_lse_buf)
+    end = slab.number(launch.keys)
     slots, lists = part.shape[3], entries.shape[1]
     q = slab.rows_of(launch.q_buf).to(slab.dtype)
     k, v = _wide(slab, launch.k_buf, launch.v_buf)
@@ -145,12 +148,12 @@ def run_keys(launch: KeysLaunch, slab: Slab) -> None:
                 if len(chosen) == 0:
                     continue
                 row = chosen // slots
-                keys = slice(unit * launch.unit, min((unit + 1) * launch.unit, slab.env["Skv"]))
+                keys = slice(min(unit * launch.unit, end), min((unit + 1) * launch.unit, end))
                 values: dict[str, Value] = {
                     "b": b,
                     "h": head,
                     "q": (slab.begin + row)[:, None],
-                    "k": slab.arange(slab.env["Skv"])[keys],
+                    "k": slab.arange(end)[keys],
                     "Sq": slab.env["Sq"],
                     "Skv": slab.env["Skv"],
                 }

@@ -98,10 +98,10 @@ def _fitted(entries: Tensor, width: int) -> Tensor:
 
 def run_tiles(launch: TilesLaunch, slab: Slab) -> None:
     """List the partial and the full key tiles of each query tile."""
-    block_k, skv = launch.axis("block_k"), slab.env["Skv"]
+    block_k, keys = launch.axis("block_k"), slab.number(launch.keys)
     flags = _tile_flags(launch, slab)
     some, every = (_on_tiles if launch.exact else _on_elements)(launch, flags, slab)
-    whole = (slab.arange(some.shape[3]) + 1) * block_k <= skv
+    whole = (slab.arange(some.shape[3]) + 1) * block_k <= keys
     full = every & whole & some
     partial = some & ~full
     tile = slab.arange(some.shape[3])
@@ -119,7 +119,7 @@ def run_tiles(launch: TilesLaunch, slab: Slab) -> None:
 
 def _tile_shape(launch: TilesLaunch, slab: Slab) -> tuple[int, int, int, int]:
     batch, heads, rows = slab.read(launch.total_buf).shape
-    return batch, heads, rows, -(-slab.env["Skv"] // launch.axis("block_k"))
+    return batch, heads, rows, -(-slab.number(launch.keys) // launch.axis("block_k"))
 
 
 def _tile_flags(launch: TilesLaunch, slab: Slab) -> list[Tensor]:
@@ -148,7 +148,7 @@ def _tile_symbols(launch: TilesLaunch, flags: list[Tensor], slab: Slab) -> dict[
         "q_lo": q_lo,
         "q_hi": (q_lo + block_q).clamp(max=slab.env["Sq"]) - 1,
         "k_lo": k_lo,
-        "k_hi": (k_lo + block_k).clamp(max=slab.env["Skv"]) - 1,
+        "k_hi": (k_lo + block_k).clamp(max=slab.number(launch.keys)) - 1,
         **{f"chosen{n}": f for n, f in enumerate(flags)},
     }
 
@@ -167,7 +167,8 @@ def _on_elements(launch: TilesLaunch, flags: list[Tensor], slab: Slab) -> tuple[
     """Judge tiles by their elements, of which only real rows and keys count."""
     shape = _tile_shape(launch, slab)
     block_q, block_k = launch.axis("block_q"), launch.axis("block_k")
-    row, key = slab.arange(slab.rows), slab.arange(slab.env["Skv"])
+    keys = slab.number(launch.keys)
+    row, key = slab.arange(slab.rows), slab.arange(keys)
     values: dict[str, Value] = {
         **slab.symbols(shape[1]),
         "q": (slab.begin + row)[:, None],
@@ -175,9 +176,9 @@ def _on_elements(launch: TilesLaunch, flags: list[Tensor], slab: Slab) -> tuple[
     }
     for n, flag in enumerate(flags):
         values[f"chosen{n}"] = flag[:, :, row // block_q][..., key // block_k]
-    like = torch.empty(*shape[:2], slab.rows, slab.env["Skv"], device=slab.device)
+    like = torch.empty(*shape[:2], slab.rows, keys, device=slab.device)
     held = _truth(launch.predicate, values, slab, like)
-    padding = (0, shape[3] * block_k - slab.env["Skv"], 0, shape[2] * block_q - slab.rows)
+    padding = (0, shape[3] * block_k - keys, 0, shape[2] * block_q - slab.rows)
 
     def tiled(fill: bool) -> Tensor:
         padded = torch.nn.functional.pad(held, padding, value=fill)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from spcomp.backends.triton.formulas import ceildiv, heads_per_program, shape_of
 from spcomp.backends.triton.layouts import Binding, Call, Number
+from spcomp.ir import dims
 from spcomp.ir.launches import (
     AttendLaunch,
     AttendRule,
@@ -21,8 +22,14 @@ from spcomp.ir.plan import Plan
 LOG2_E = math.log2(math.e)
 ONE_CONSUMER_PROGRAMS = 2  # programs of one consumer that share a processor
 
-_QKV = (("q_ptr", "q"), ("k_ptr", "k"), ("v_ptr", "v"))
-_QKV_STRIDES = (("q", "q", "bhs"), ("k", "k", "bhs"), ("v", "v", "bhs"))
+
+def _pointers(launch: AttendLaunch | GatherLaunch | KeysLaunch) -> tuple[tuple[str, str], ...]:
+    """Give the buffers of q, k and v; k and v are those of the stream."""
+    return (("q_ptr", launch.q_buf), ("k_ptr", launch.k_buf), ("v_ptr", launch.v_buf))
+
+
+def _strides(launch: AttendLaunch | GatherLaunch | KeysLaunch) -> tuple[tuple[str, str, str], ...]:
+    return (("q", launch.q_buf, "bhs"), ("k", launch.k_buf, "bhs"), ("v", launch.v_buf, "bhs"))
 
 
 def _scale(rule: AttendRule, env: Mapping[str, int]) -> float:
@@ -44,10 +51,12 @@ def _with_sinks(binding: Binding, sinks: str) -> Binding:
 def bind_attend(launch: AttendLaunch, plan: Plan) -> Binding:
     """Bind attend."""
     block_q = launch.axis("block_q")
+    keys = dims.evaluator(launch.keys)
 
     def scalars(call: Call) -> dict[str, Number]:
         return {
             **shape_of(call.env),
+            "n_keys": keys(call.env),
             "list_group": call.list_group(launch.tiles_buf),
             "n_row_tiles": ceildiv(call.env["R"], block_q),
             "store_begin": call.env["R0"] if _is_slab_local(launch.out_buf) else 0,
@@ -59,7 +68,7 @@ def bind_attend(launch: AttendLaunch, plan: Plan) -> Binding:
 
     binding = Binding(
         (
-            *_QKV,
+            *_pointers(launch),
             ("out_ptr", launch.out_buf),
             ("lse_ptr", launch.lse_buf),
             ("tiles_ptr", launch.tiles_buf),
@@ -67,7 +76,7 @@ def bind_attend(launch: AttendLaunch, plan: Plan) -> Binding:
             ("total_ptr", launch.total_buf),
         ),
         (
-            *_QKV_STRIDES,
+            *_strides(launch),
             ("out", launch.out_buf, "bhs"),
             ("lse", launch.lse_buf, "bh"),
             ("tiles", launch.tiles_buf, "bhr"),
@@ -113,6 +122,7 @@ def bind_gather(launch: GatherLaunch, plan: Plan) -> Binding:
     """Bind gather."""
     block_m = launch.axis("block_m")
     stacked = launch.splits != 1
+    keys = dims.evaluator(launch.keys)
 
     def scalars(call: Call) -> dict[str, Number]:
         env = call.env
@@ -121,6 +131,7 @@ def bind_gather(launch: GatherLaunch, plan: Plan) -> Binding:
         rows = min(launch.granule, env["R"]) * per_program
         return {
             **shape_of(env),
+            "n_keys": keys(env),
             "list_group": shared,
             "heads_per_program": per_program,
             "granule": launch.granule,
@@ -140,14 +151,14 @@ def bind_gather(launch: GatherLaunch, plan: Plan) -> Binding:
     letters = "pbhs" if stacked else "bhs"
     binding = Binding(
         (
-            *_QKV,
+            *_pointers(launch),
             ("out_ptr", launch.out_buf),
             ("lse_ptr", launch.lse_buf),
             ("idx_ptr", launch.list_buf),
             ("cnt_ptr", launch.count_buf),
         ),
         (
-            *_QKV_STRIDES,
+            *_strides(launch),
             ("out", launch.out_buf, letters),
             ("lse", launch.lse_buf, letters.removesuffix("s")),
             ("idx", launch.list_buf, "bhr"),
@@ -163,6 +174,7 @@ def bind_gather(launch: GatherLaunch, plan: Plan) -> Binding:
 def bind_keys(launch: KeysLaunch, plan: Plan) -> Binding:
     """Bind keys."""
     block_m = launch.axis("block_m")
+    keys = dims.evaluator(launch.keys)
 
     def scalars(call: Call) -> dict[str, Number]:
         env = call.env
@@ -172,6 +184,7 @@ def bind_keys(launch: KeysLaunch, plan: Plan) -> Binding:
         n_units = call.tensors[launch.unit_start_buf].shape[2] - 1
         return {
             **shape_of(env),
+            "n_keys": keys(env),
             "list_group": shared,
             "heads_per_program": per_program,
             "n_units": n_units,
@@ -187,7 +200,7 @@ def bind_keys(launch: KeysLaunch, plan: Plan) -> Binding:
 
     return Binding(
         (
-            *_QKV,
+            *_pointers(launch),
             ("part_ptr", launch.part_buf),
             ("plse_ptr", launch.part_lse_buf),
             ("entries_ptr", launch.entries_buf),
@@ -195,7 +208,7 @@ def bind_keys(launch: KeysLaunch, plan: Plan) -> Binding:
             ("tile_start_ptr", launch.tile_start_buf),
         ),
         (
-            *_QKV_STRIDES,
+            *_strides(launch),
             ("part", launch.part_buf, "bhrk"),
             ("plse", launch.part_lse_buf, "bh"),
             ("entries", launch.entries_buf, "bh"),

@@ -170,14 +170,16 @@ def bind_tiles(launch: TilesLaunch, plan: Plan) -> Binding:
         pointers += [(f"idx{n}_ptr", listed), (f"cnt{n}_ptr", count)]
         strides += [(f"idx{n}", listed, "bhr"), (f"cnt{n}", count, "bh")]
     block_q, block_k = launch.axis("block_q"), launch.axis("block_k")
+    keys = dims.evaluator(launch.keys)
 
     def scalars(call: Call) -> dict[str, Number]:
         tiles = call.tensors[launch.tiles_buf]
         values: dict[str, Number] = {
             **shape_of(call.env),
+            "n_keys": keys(call.env),
             "heads": tiles.shape[1],
             "n_row_tiles": ceildiv(call.env["R"], block_q),
-            "n_key_tiles": ceildiv(call.env["Skv"], block_k),
+            "n_key_tiles": ceildiv(keys(call.env), block_k),
             "capacity": tiles.shape[3],
         }
         for n, listed in enumerate(launch.list_bufs):

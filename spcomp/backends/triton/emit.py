@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import spcomp.backends.triton.contexts.attend as attend
 import spcomp.backends.triton.contexts.invert as invert
@@ -20,7 +20,6 @@ from spcomp.codegen.render import register_filter, render
 from spcomp.ir import dims
 from spcomp.ir.launches import (
     AttendLaunch,
-    AttendRule,
     GatherLaunch,
     InvertLaunch,
     KeysLaunch,
@@ -38,6 +37,9 @@ from spcomp.ir.target import Target
 
 register_filter("triton", to_triton)
 register_filter("gluon_text", gluon_text)
+
+
+Attending: TypeAlias = AttendLaunch | GatherLaunch | KeysLaunch
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ def _tiles(launch: TilesLaunch, s: Setting) -> object:
         predicate=launch.predicate,
         inputs=s.inputs(launch.table_bufs),
         has_counter=bool(launch.counter_buf),
+        is_pooled=_is_pooled(launch),
     )
 
 
@@ -147,25 +150,32 @@ def _invert(launch: InvertLaunch, s: Setting) -> object:
     )
 
 
-def _pairs(rule: AttendRule, s: Setting, tables: tuple[str, ...]) -> dict[str, Any]:
+def _is_pooled(launch: TilesLaunch | Attending) -> bool:
+    """Tell whether the entries of a launch's stream are units and not tokens."""
+    return launch.keys != dims.Skv
+
+
+def _pairs(launch: Attending, s: Setting) -> dict[str, Any]:
     """Give what every kernel that attends has; a scale that is not positive goes through the score
     hook."""
+    rule = launch.rule
     needs_hook = rule.score_mod is not None or (rule.scale is not None and rule.scale <= 0)
     return {
         "header": s.header,
         "head_dim": s.spec.head_dim,
         "value_dim": s.spec.value_dim,
         "predicate": rule.predicate,
-        "inputs": s.inputs(tables),
+        "inputs": s.inputs(launch.table_bufs),
         "score_hook": rule.score_mod or attend.SCORE,
         "has_score_hook": needs_hook,
+        "is_pooled": _is_pooled(launch),
     }
 
 
-def _rule(rule: AttendRule, s: Setting, tables: tuple[str, ...]) -> dict[str, Any]:
+def _rule(launch: Attending, s: Setting) -> dict[str, Any]:
     """Give what the kernels that attend in plain Triton share."""
     return {
-        **_pairs(rule, s, tables),
+        **_pairs(launch, s),
         "is_float32": s.is_float32,
         "is_interpreted": s.is_interpreted,
     }
@@ -182,7 +192,7 @@ def _attend_ws(launch: WarpsLaunch, s: Setting) -> object:
         is_copied_out=s.plan.buffer(base(launch.out_buf)).dtype == "data",
         has_sinks=bool(launch.sinks_buf),
         flags=launch.rule.flags,
-        **_pairs(launch.rule, s, launch.table_bufs),
+        **_pairs(launch, s),
     )
 
 
@@ -193,7 +203,7 @@ def _attend(launch: AttendLaunch, s: Setting) -> object:
         num_stages=launch.axis("stages"),
         flags=launch.rule.flags,
         has_sinks=bool(launch.sinks_buf),
-        **_rule(launch.rule, s, launch.table_bufs),
+        **_rule(launch, s),
     )
 
 
@@ -205,7 +215,7 @@ def _gather(launch: GatherLaunch, s: Setting) -> object:
         unit=launch.unit,
         flags=launch.rule.flags,
         has_sinks=bool(launch.sinks_buf),
-        **_rule(launch.rule, s, launch.table_bufs),
+        **_rule(launch, s),
     )
 
 
@@ -216,7 +226,7 @@ def _keys(launch: KeysLaunch, s: Setting) -> object:
         num_stages=launch.axis("stages"),
         unit=launch.unit,
         has_shared_lists=s.plan.buffer(launch.entries_buf).dims[1] != dims.Hq,
-        **_rule(launch.rule, s, launch.table_bufs),
+        **_rule(launch, s),
     )
 
 

@@ -37,6 +37,7 @@ class AttendingContext:
     score_hook: Expr
     has_score_hook: bool
     helpers: Helpers
+    is_pooled: bool
     is_interpreted: bool
 
 
@@ -52,6 +53,7 @@ def _attending(
     score_hook: Expr = SCORE,
     has_score_hook: bool = False,
     is_float32: bool = False,
+    is_pooled: bool = False,
     is_interpreted: bool = False,
 ) -> dict[str, Any]:
     """Derive the fields of `AttendingContext`; bounds: other expressions the template prints.
@@ -59,6 +61,7 @@ def _attending(
     has_score_hook: apply `score_hook`; with the default hook, the identity, any scale works, while
     the kernel without a hook needs a positive one.
     is_float32: the inputs are float32, whose products are then IEEE ones.
+    is_pooled: k and v hold units, which the rule's k numbers.
     """
     block_d, block_dv = padded_dim(head_dim), padded_dim(value_dim)
     return {
@@ -79,6 +82,7 @@ def _attending(
         "score_hook": score_hook,
         "has_score_hook": has_score_hook,
         "helpers": helpers_of(predicate, *bounds, score_hook),
+        "is_pooled": is_pooled,
         "is_interpreted": is_interpreted,
     }
 

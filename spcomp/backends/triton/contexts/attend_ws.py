@@ -60,6 +60,7 @@ class WarpsContext:
     has_inputs: bool
     score_hook: Expr
     has_score_hook: bool
+    is_pooled: bool
     helpers: Helpers
 
 
@@ -81,10 +82,12 @@ def warps_context(
     inputs: tuple[CapturedArg, ...] = (),
     score_hook: Expr = SCORE,
     has_score_hook: bool = False,
+    is_pooled: bool = False,
 ) -> WarpsContext:
     """Make the context; dtype: of q, k and v, two bytes wide.
 
-    is_copied_out: out has that dtype too, and leaves by the copy engine through the tile of Q."""
+    is_copied_out: out has that dtype too, and leaves by the copy engine through the tile of Q.
+    is_pooled: k and v hold units, which the rule's k numbers."""
     consumers = heads * block_q // ROWS
     block_d, block_dv, step = padded_dim(head_dim), padded_dim(value_dim), block_k * entries
     workers = consumers - 1
@@ -121,5 +124,6 @@ def warps_context(
         has_inputs=bool(inputs),
         score_hook=score_hook,
         has_score_hook=has_score_hook,
+        is_pooled=is_pooled,
         helpers=helpers_of(predicate, score_hook),
     )

@@ -16,7 +16,7 @@ class Leaf:
     """Selection number n, named chosen{n} in the predicate.
 
     granule: query tokens a row of its lists stands for, a multiple of the query tile;
-    unit: key tokens an entry stands for, a multiple of the key tile.
+    unit: key tokens, or units of a pooled stream, an entry stands for, a multiple of the key tile.
     """
 
     n: int
@@ -34,7 +34,7 @@ class TilesContext:
     """Variables of `triton/kernels/tiles.py.jinja`.
 
     has_elements: bounds do not decide a tile, so its pairs are looked at. is_sole: every visible
-    pair lies in a unit of the only list.
+    pair lies in a unit of the only list. is_pooled: the stream holds units, which k numbers.
     """
 
     header: tuple[str, ...]
@@ -52,6 +52,7 @@ class TilesContext:
     has_elements: bool
     inputs: tuple[CapturedArg, ...]
     has_counter: bool
+    is_pooled: bool
     helpers: Helpers
 
 
@@ -65,6 +66,7 @@ def tiles_context(
     inputs: tuple[CapturedArg, ...] = (),
     chunk: int = 512,
     has_counter: bool = False,
+    is_pooled: bool = False,
 ) -> TilesContext:
     """Make the context of the tiles kernel.
 
@@ -94,5 +96,6 @@ def tiles_context(
         has_elements=not is_exact,
         inputs=inputs,
         has_counter=has_counter,
+        is_pooled=is_pooled,
         helpers=helpers_of(*shown),
     )

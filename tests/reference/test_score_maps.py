@@ -131,3 +131,22 @@ def test_bad_arguments_are_refused_with_their_figures() -> None:
     assert "rows=6" in said(rows=6) and "6 is no multiple of 4" in said(rows=6)
     assert "block=10" in said(block=10)
     assert "4*D and of 2*D" in said(other=2)
+
+
+def test_a_sequence_shorter_than_a_unit_has_no_scores_and_attends_to_the_rest() -> None:
+    @sp.pattern
+    def both(q, k, v):
+        keys, values = (sp.downsample(x, block=32, stride=16, tail="drop") for x in (k, v))
+        chances = sp.softmax(sp.score(q, keys), heads="group")
+        best = sp.topk(sp.regroup(chances, block=64), k=1, always=sp.own())
+        return sp.attend(q, [sp.stream(keys, values), sp.gather(sp.stream(k, v), best)])
+
+    q, k = tensors(9, 20)
+    out, lse = sp.compile(both, backend="reference")(q, k, k, return_lse=True)
+    want, want_lse = sp.compile(whole, backend="reference")(q, k, k, return_lse=True)
+    assert torch.equal(out, want) and torch.equal(lse, want_lse)
+
+
+@sp.pattern
+def whole(q, k, v):
+    return sp.attend(q, k, v)

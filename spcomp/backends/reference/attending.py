@@ -107,7 +107,7 @@ def softmax(logits: Tensor, values: list[Tensor]) -> Result:
     first = 0
     for held in values:
         part = weights[..., first : first + held.shape[2]]
-        grouped = part.reshape(b, held.shape[1], -1, held.shape[2])
+        grouped = part.reshape(b, held.shape[1], heads // held.shape[1] * rows, held.shape[2])
         out = out + (grouped @ held).reshape(b, heads, rows, -1)
         first += held.shape[2]
     return out / total_or_one, lse

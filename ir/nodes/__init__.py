@@ -4,7 +4,7 @@ compared."""
 from spcomp.ir.nodes.attend import Attend, Gather, Merge, Stream
 from spcomp.ir.nodes.base import Node, children, rebuild, topological
 from spcomp.ir.nodes.downsample import Downsample, State
-from spcomp.ir.nodes.inputs import Captured, Input
+from spcomp.ir.nodes.inputs import Argument, Captured, Input
 from spcomp.ir.nodes.score import Score
 from spcomp.ir.nodes.select import (
     Causal,
@@ -21,6 +21,7 @@ from spcomp.ir.nodes.select import (
 )
 
 __all__ = [
+    "Argument",
     "Attend",
     "Captured",
     "Causal",
@@ -52,6 +53,7 @@ NODES: dict[str, type[Node]] = {
     for cls in (
         Input,
         Captured,
+        Argument,
         Downsample,
         State,
         Score,

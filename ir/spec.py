@@ -84,7 +84,7 @@ _LEAST: Mapping[tuple[type[Node], str], int] = {
     (Local, "unit"): 1,
 }
 
-RESERVED = frozenset({"q", "k", "v", "out", "lse", "scale", "return_lse", "self"})
+RESERVED = frozenset({"q", "k", "v", "out", "lse", "scale", "return_lse", "self", "kept"})
 """What a tensor of the call may not be called: arguments of a call, buffers of a plan."""
 
 CALL_DIMS = ("B", "Hq", "Hkv", "Sq", "Skv", "D", "Dv")

@@ -32,6 +32,7 @@ from spcomp.dsl import (
     score,
     sink,
     stream,
+    tensor,
     topk,
     window,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "score",
     "sink",
     "stream",
+    "tensor",
     "topk",
     "tune",
     "window",

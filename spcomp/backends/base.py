@@ -50,7 +50,6 @@ class Specialisation:
         """Bytes of one element of q, k and v."""
         return ELEMENT_BYTES[self.dtype]
 
-
     def constants(self) -> dict[str, int]:
         """Give the dims that kernels hold as constants, by their symbols."""
         return {"D": self.head_dim, "Dv": self.value_dim, **dict(self.widths)}

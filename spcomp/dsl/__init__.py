@@ -1,5 +1,6 @@
 """The language of patterns: `@pattern`, one verb a stage, and selections as values."""
 
+from spcomp.dsl.inputs import tensor
 from spcomp.dsl.pattern import Pattern, PatternFunction, pattern
 from spcomp.dsl.selections import (
     block_indices,
@@ -35,6 +36,7 @@ __all__ = [
     "score",
     "sink",
     "stream",
+    "tensor",
     "topk",
     "window",
 ]

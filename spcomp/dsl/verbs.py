@@ -8,14 +8,16 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import spcomp.dsl.checks as check
-from spcomp.dsl.recording import user_line
+from spcomp.dsl.recording import current, user_line
 from spcomp.dsl.selections import as_selection
 from spcomp.dsl.trace import trace_score_mod
 from spcomp.errors import NotANumber, WrongStage
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.nodes import (
+    Argument,
     Attend,
+    Captured,
     Downsample,
     Gather,
     Input,
@@ -36,6 +38,7 @@ from spcomp.ir.nodes.score import REDUCTIONS, SHARINGS
 
 Mask = Selection | Literal["causal"] | None
 _TENSORS = (Input, Downsample, State)
+_SIDES_OF_SCORE = (*_TENSORS, Argument)
 _SIDES = "q, k, v or a downsample() of one"
 
 
@@ -49,7 +52,7 @@ def downsample(
     over its real tokens, "drop" leaves it out.
     Raises: NegativeCount, NotANumber, UnknownChoice, WrongStage.
     """
-    check.stage("downsample", "x", x, _TENSORS, _SIDES, "pool q, k or v")
+    check.stage("downsample", "x", x, _SIDES_OF_SCORE, _SIDES, "pool q, k or v")
     check.choice("downsample", "by", by, POOLINGS)
     check.choice("downsample", "tail", tail, ("keep", "drop"))
     block = check.count("downsample", "block", block, least=1, counts="the tokens of a unit")
@@ -76,7 +79,9 @@ def score(
 ) -> Score:
     """Score units of keys for rows of queries, in float32.
 
-    q: q or a downsample() of it; units: k or a downsample() of it. By a "minmax" pair the score is
+    q: q or a downsample() of it; units: k or a downsample() of it; either may be a tensor of the
+    call in its place, [B,X,Sq,Y] or [B,X,Skv,Y], or a downsample() of one, where the heads X of the
+    units serve as many heads of the rows each. By a "minmax" pair the score is
     the upper bound of q·k inside the unit, otherwise the dot product. heads: who shares one list,
     "query" (each query head its own), "group" (the heads of a KV head) or "all"; `reduce` joins
     their scores. mask "causal" leaves out units whose last token is later than the row's last
@@ -84,13 +89,13 @@ def score(
     Raises: UnknownChoice, NotANumber, WrongStage.
     """
     check.stage(
-        "score", "q", q, _TENSORS, "q or a downsample() of q", "score(q, downsample(k, ...))"
+        "score", "q", q, _SIDES_OF_SCORE, "q or a downsample() of q", "score(q, downsample(k, ...))"
     )
     check.stage(
         "score",
         "units",
         units,
-        _TENSORS,
+        _SIDES_OF_SCORE,
         "k or a downsample() of k",
         "score(q, downsample(k, ...))",
     )
@@ -282,8 +287,14 @@ def _narrow(part: Node, rule: Selection) -> Node:
     return Gather(part, rule, where=user_line())
 
 
-def merge(*parts: Node) -> Merge:
-    """Join attention over disjoint key sets as if it were one softmax (by their LSE)."""
+def merge(*parts: Node, gates: Any = None) -> Merge:
+    """Join attention results: by their LSE, as if disjoint key sets were one softmax, or by gates.
+
+    gates: [B,Hq,Sq,P], one factor a part in their order: a tensor of the call (`tensor("B Hq Sq
+    3")`), or a torch tensor that the pattern keeps. Then out = sum_p gates[..., p] * out_p, whatever
+    the values are, and a row that a part leaves empty adds 0; the LSE is that of all keys together.
+    Raises: WrongStage.
+    """
     for part in parts:
         check.stage(
             "merge",
@@ -294,4 +305,23 @@ def merge(*parts: Node) -> Merge:
             "merge(attend(...), attend(...))",
         )
     check.count("merge", "the number of parts", len(parts), least=1, counts="results to join")
-    return Merge(parts, where=user_line())
+    if gates is None:
+        return Merge(parts, where=user_line())
+    held = _gates(gates, len(parts))
+    return Merge(parts, "gates", held, where=user_line())
+
+
+def _gates(gates: Any, parts: int) -> Node:
+    record = current()
+    if record is not None and not isinstance(gates, Node) and hasattr(gates, "shape"):
+        gates = record.capture(gates)
+    check.stage(
+        "merge",
+        "gates",
+        gates,
+        (Argument, Captured),
+        f"a tensor [B, Hq, Sq, {parts}]",
+        f"declare it: gates: tensor('B Hq Sq {parts}').",
+    )
+    assert isinstance(gates, Node)
+    return gates

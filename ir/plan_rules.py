@@ -181,12 +181,14 @@ def _granules(launch: Launch) -> Iterator[int]:
 
 
 def dims_are_known(plan: Plan) -> list[str]:
-    """Hold when every dim is a formula over the symbols of `ir/dims.py`."""
+    """Hold when every dim is a formula over the symbols of `ir/dims.py` and names of inputs."""
+    known = set(dims.SYMBOLS)
+    known.update(n for b in plan.buffers if b.kind == "input" for n in dims.names_of(b.dims))
     return [
         f"a dim of '{b.name}' reads the unknown symbol '{name}'"
         for b in plan.buffers
         for d in b.dims
-        for name in sorted(dims.symbols_of(d) - set(dims.SYMBOLS))
+        for name in sorted(dims.symbols_of(d) - known)
     ]
 
 
@@ -243,6 +245,21 @@ def merges_join_stacks(plan: Plan) -> list[str]:
     return problems
 
 
+def gates_fit_parts(plan: Plan) -> list[str]:
+    """Hold when gates lie along the last axis of a tensor, one for each part of a stack."""
+    problems = []
+    declared = {b.name: b for b in plan.buffers}
+    for launch in plan.launches():
+        if not isinstance(launch, MergeLaunch) or launch.gates_buf not in declared:
+            continue
+        held = declared[launch.gates_buf].dims
+        if len(held) != 4 or held[3] != launch.parts or launch.part_axis != 0 or launch.count_buf:
+            problems.append(
+                f"merge joins {launch.parts} parts by '{launch.gates_buf}' of {list(held)}"
+            )
+    return problems
+
+
 RULES_PLAN: dict[str, PlanRule] = {
     rule.__name__: rule
     for rule in (
@@ -257,5 +274,6 @@ RULES_PLAN: dict[str, PlanRule] = {
         dims_are_known,
         expressions_fit_kernels,
         merges_join_stacks,
+        gates_fit_parts,
     )
 }

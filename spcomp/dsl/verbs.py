@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import spcomp.dsl.checks as check
-from spcomp.dsl.recording import user_line
+from spcomp.dsl.recording import current, user_line
 from spcomp.dsl.selections import as_selection
 from spcomp.dsl.trace import trace_score_mod
 from spcomp.errors import WrongStage
 from spcomp.ir.nodes import (
+    Argument,
     Attend,
+    Captured,
     Downsample,
     Fold,
     Gather,
@@ -19,10 +21,7 @@ from spcomp.ir.nodes import (
     Intersect,
     Merge,
     Node,
-    Regroup,
-    Score,
     Selection,
-    Softmax,
     State,
     Stream,
 )
@@ -30,8 +29,6 @@ from spcomp.ir.nodes.downsample import POOLINGS
 
 Mask = Selection | Literal["causal"] | None
 _TENSORS = (Input, Downsample, State)
-_FOLDED = (*_TENSORS, Fold)
-_SCORES = (Score, Softmax, Regroup)
 _SIDES = "q, k, v or a downsample() of one"
 
 
@@ -45,7 +42,7 @@ def downsample(
     over its real tokens, "drop" leaves it out.
     Raises: NegativeCount, NotANumber, UnknownChoice, WrongStage.
     """
-    check.stage("downsample", "x", x, _TENSORS, _SIDES, "pool q, k or v")
+    check.stage("downsample", "x", x, (*_TENSORS, Argument), _SIDES, "pool q, k or v")
     check.choice("downsample", "by", by, POOLINGS)
     check.choice("downsample", "tail", tail, ("keep", "drop"))
     block = check.count("downsample", "block", block, least=1, counts="the tokens of a unit")
@@ -179,8 +176,14 @@ def _narrow(part: Node, rule: Selection) -> Node:
     return Gather(part, rule, where=user_line())
 
 
-def merge(*parts: Node) -> Merge:
-    """Join attention over disjoint key sets as if it were one softmax (by their LSE)."""
+def merge(*parts: Node, gates: Any = None) -> Merge:
+    """Join attention results: by their LSE, as if disjoint key sets were one softmax, or by gates.
+
+    gates: [B,Hq,Sq,P], one factor a part in their order: a tensor of the call (`tensor("B Hq Sq
+    3")`), or a torch tensor that the pattern keeps. Then out = sum_p gates[..., p] * out_p, whatever
+    the values are, and a row that a part leaves empty adds 0; the LSE is that of all keys together.
+    Raises: WrongStage.
+    """
     for part in parts:
         check.stage(
             "merge",
@@ -191,4 +194,23 @@ def merge(*parts: Node) -> Merge:
             "merge(attend(...), attend(...))",
         )
     check.count("merge", "the number of parts", len(parts), least=1, counts="results to join")
-    return Merge(parts, where=user_line())
+    if gates is None:
+        return Merge(parts, where=user_line())
+    held = _gates(gates, len(parts))
+    return Merge(parts, "gates", held, where=user_line())
+
+
+def _gates(gates: Any, parts: int) -> Node:
+    record = current()
+    if record is not None and not isinstance(gates, Node) and hasattr(gates, "shape"):
+        gates = record.capture(gates)
+    check.stage(
+        "merge",
+        "gates",
+        gates,
+        (Argument, Captured),
+        f"a tensor [B, Hq, Sq, {parts}]",
+        f"declare it: gates: tensor('B Hq Sq {parts}').",
+    )
+    assert isinstance(gates, Node)
+    return gates

@@ -130,7 +130,7 @@ def test_bad_arguments_are_refused_with_their_figures() -> None:
     assert "float64" in said(p=torch.zeros(2, dtype=torch.float64))
     assert "rows=6" in said(rows=6) and "6 is no multiple of 4" in said(rows=6)
     assert "block=10" in said(block=10)
-    assert "4*D and of 2*D" in said(other=2)
+    assert "4*D by data units of width 2*D" in said(other=2)
 
 
 def test_a_sequence_shorter_than_a_unit_has_no_scores_and_attends_to_the_rest() -> None:

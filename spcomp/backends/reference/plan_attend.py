@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spcomp.backends.reference.attending import hooked, merged, scaled_products, softmax
+from spcomp.backends.reference.attending import gated, hooked, merged, scaled_products, softmax
 from spcomp.backends.reference.expressions import Value, evaluate
 from spcomp.backends.reference.plan_lists import TILE_BITS
 from spcomp.backends.reference.slab import Slab, marked, spread
@@ -159,7 +159,7 @@ def run_keys(launch: KeysLaunch, slab: Slab) -> None:
 
 
 def run_merge(launch: MergeLaunch, slab: Slab) -> None:
-    """Join parts by their LSE; a part that a row does not have is not read."""
+    """Join parts by their LSE or by gates; a part that a row does not have is not read."""
     part_lse = slab.read(launch.part_lse_buf)
     part = slab.read(launch.part_buf).to(part_lse.dtype)
     if launch.part_axis == 3:
@@ -174,6 +174,10 @@ def run_merge(launch: MergeLaunch, slab: Slab) -> None:
             part.new_zeros(1, *part.shape[1:]),
             part_lse.new_full((1, *part_lse.shape[1:]), -torch.inf),
         )
-    out, lse = merged(list(zip(part, part_lse, strict=True)))
+    results = list(zip(part, part_lse, strict=True))
+    if launch.gates_buf:
+        out, lse = gated(results, slab.rows_of(launch.gates_buf).to(part.dtype))
+    else:
+        out, lse = merged(results)
     slab.write(launch.out_buf, out)
     slab.write(launch.lse_buf, lse)

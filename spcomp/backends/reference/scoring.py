@@ -119,7 +119,12 @@ def _probabilities(call: Call, node: Softmax, rows: Rows) -> Tensor:
     chances = (logits - total.masked_fill(total == -torch.inf, 0.0)).exp()
     if node.heads is None:
         return chances
-    return shared(chances, call.env["Hkv"], node.heads, node.reduce)
+    return shared(chances, _heads_of_units(call, node), node.heads, node.reduce)
+
+
+def _heads_of_units(call: Call, node: Softmax) -> int:
+    high, _ = call.wide(score_below(node).k)
+    return int(high.shape[1])
 
 
 def _of_candidates(

@@ -175,6 +175,7 @@ class MergeContext:
     block_r: int
     block_p: int
     has_counts: bool
+    has_gates: bool
     is_interpreted: bool
 
 
@@ -185,6 +186,7 @@ def merge_context(
     block_r: int,
     block_p: int,
     has_counts: bool,
+    has_gates: bool = False,
     is_interpreted: bool = False,
 ) -> MergeContext:
     """Make the context of the merge; `block_r` rows x `block_p` parts (powers of two) a step."""
@@ -197,5 +199,6 @@ def merge_context(
         block_r=block_r,
         block_p=block_p,
         has_counts=has_counts,
+        has_gates=has_gates,
         is_interpreted=is_interpreted,
     )

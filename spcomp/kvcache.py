@@ -20,6 +20,7 @@ from spcomp import call_tensors
 from spcomp.errors import CannotLower, ShapeMismatch
 from spcomp.ir import dims
 from spcomp.ir.nodes import Downsample, State
+from spcomp.ir.types import role_of
 from spcomp.ir.units import Units, units_of
 
 if TYPE_CHECKING:
@@ -86,9 +87,10 @@ class KVCache:
             if isinstance(node, State):
                 assert isinstance(node.value, Downsample)
                 units = int(units_of(node).count(capacity))
+                width = (value_dim or head_dim) if role_of(node) == "value" else head_dim
                 names = ("max", "min") if node.value.by == "minmax" else ("max",)
                 for name in names:
-                    states[f"{node.name}.{name}"] = new(batch, kv_heads, units, head_dim)
+                    states[f"{node.name}.{name}"] = new(batch, kv_heads, units, width)
         return cls(attention, k, v, states)
 
     @property

@@ -22,8 +22,8 @@ def infllm_v2(
     """Each query reads the first block, the blocks of its window and those of best mean keys.
 
     Keys are pooled by mean over `kernel` tokens every `stride` (K1), and over `coarse` times as
-    many (K2); incomplete windows are left out. A window of K1 counts exp(s1 - lse(s2)), s = q·mean /
-    sqrt(D): a probability but for its divisor, which is the cheap sum over K2. These are summed
+    many (K2); incomplete windows are left out. A window of K1 counts exp(s1 - lse(s2)), s = q·mean
+    / sqrt(D): a probability but for its divisor, which is the cheap sum over K2. These are summed
     over the heads of a group, and a block has the highest of the windows that touch it. One softmax
     over the tokens of the blocks kept, one list for the heads of a group; nothing but q, k and v to
     train, and no gradient through the choice.

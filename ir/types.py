@@ -35,6 +35,7 @@ from spcomp.ir.nodes import (
     TopK,
     TopP,
 )
+from spcomp.ir.nodes.score import SHARINGS
 from spcomp.ir.program import Program
 from spcomp.ir.units import TOKENS, rows_ranking, score_below, units_of, units_ranked
 
@@ -232,6 +233,14 @@ def _probabilities(node: Softmax, types: dict[Node, Type]) -> TensorType:
             )
     if node.heads is None:
         return scores
+    inner = score_below(node).heads
+    if SHARINGS.index(node.heads) < SHARINGS.index(inner):
+        raise CannotLower(
+            where=node.where,
+            what=f'probabilities with heads="{node.heads}" of scores with heads="{inner}"',
+            why="heads that were joined cannot be told apart again",
+            way_out=f'give the score heads="{node.heads}".',
+        )
     return TensorType((scores.dims[0], list_heads(node), *scores.dims[2:]), scores.dtype)
 
 

@@ -21,7 +21,7 @@ from spcomp.dsl.pattern import Pattern, PatternFunction
 from spcomp.dsl.tensors import canonical_lists
 from spcomp.errors import NotWarmedUp, UnknownChoice, WrongArguments
 from spcomp.explanation import explanation
-from spcomp.ir.nodes import Attend, Captured, Given, Node
+from spcomp.ir.nodes import Attend, Captured, Given, Node, Softmax
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.plan import LoopOrder, Phase, Plan
 from spcomp.ir.program import Program
@@ -464,11 +464,15 @@ def _scaled(pattern: Pattern, scale: float | None) -> Pattern:
 
 
 def with_scale(pattern: Pattern, scale: float) -> Pattern:
-    """Give the pattern with another softmax scale."""
+    """Give the pattern with another softmax scale; probabilities it ranks by take it as well, unless
+    they have a scale of their own."""
 
     def visit(node: Node) -> Node:
         changed = rebuild(node, visit)
-        return replace(changed, scale=scale) if isinstance(changed, Attend) else changed
+        if isinstance(changed, Attend):
+            return replace(changed, scale=scale)
+        follows = isinstance(changed, Softmax) and changed.scale is None
+        return replace(changed, scale=scale) if follows else changed
 
     return Pattern(replace(pattern.program, result=visit(pattern.program.result)), pattern.tensors)
 

@@ -35,13 +35,12 @@ def infllm_v2(
     one window).
 
     Differences to the official code: scores stay float32 up to the top-k, where it rounds them to
-    the dtype of q, and ties go to the lower block. A query that sees no window of K2 (t < 127)
-    divides by 1, where it gets infinities; both read every block there. The group may have any
-    size, where it asks for 16. It hides one window more from every query if Sq % 16 == 15 (Sq % 64
-    == 63 for K2); here a window is seen from its last token on. In decode it ranks by all complete
-    windows; so does this, as the query is the last token. Below 8192 keys (`dense_len`) the model
-    attends densely, which is the caller's to decide. Models that score keys without rotation
-    (`use_nope`) are not covered.
+    the dtype of q, and ties (common, as neighbours may share their best window) go to the lower
+    block. A query that sees no window of K2 (t < 127) divides by 1, where it gets infinities; both
+    read every block there. The group may have any size, where it asks for 16. It hides one window
+    more from every query if Sq % 16 == 15 (Sq % 64 == 63 for K2); here a window is seen from its
+    last token on, in decode too. Below 8192 keys (`dense_len`) the model attends densely, which is
+    the caller's to decide. Models that score keys without rotation (`use_nope`) are not covered.
 
     block: tokens of a key block. k_blocks: blocks read by a query, forced ones included: the
     official topk + window_size // block_size. sinks: blocks always read at the start (init_blocks).

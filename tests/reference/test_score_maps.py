@@ -133,6 +133,21 @@ def test_bad_arguments_are_refused_with_their_figures() -> None:
     assert "4*D by data units of width 2*D" in said(other=2)
 
 
+def test_heads_that_a_score_joined_are_not_parted_by_its_softmax() -> None:
+    @sp.pattern
+    def wrong(q, k, v, *, first="all", then="group"):
+        chances = sp.softmax(sp.score(q, sp.downsample(k, block=8), heads=first), heads=then)
+        best = sp.topk(chances, k=2, always=sp.own())
+        return sp.attend(q, sp.gather(k, best), sp.gather(v, best))
+
+    q, k = tensors(40, 40)
+    for first, then in (("all", "group"), ("all", "query"), ("group", "query")):
+        with pytest.raises(sp.SpcompError) as caught:
+            sp.compile(wrong(first=first, then=then), backend="reference")(q, k, k)
+        assert f'heads="{then}" of scores with heads="{first}"' in str(caught.value)
+    sp.compile(wrong(first="group", then="all"), backend="reference")(q, k, k)
+
+
 def test_a_sequence_shorter_than_a_unit_has_no_scores_and_attends_to_the_rest() -> None:
     @sp.pattern
     def both(q, k, v):

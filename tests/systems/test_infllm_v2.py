@@ -195,6 +195,13 @@ def test_logits_far_above_those_of_the_wide_windows_give_no_nan() -> None:
     assert bool((mask.sum(-1) >= torch.minimum(torch.arange(150) + 1, torch.tensor(81))).all())
 
 
+def test_the_scale_of_a_call_holds_for_the_choice_too() -> None:
+    q, k, v = tensors((2, 4, 2, 130, 163, 16))
+    attention = compiled(SMALL)
+    got = attention(q, k, v, scale=2.0)
+    assert oracle.error(got, attention(8.0 * q, k, v)) < 1e-12  # 1/sqrt(16) is 1/4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_narrow_dtypes_choose_by_float32_scores_of_means_in_their_dtype(
     dtype: torch.dtype,

@@ -239,6 +239,13 @@ def test_the_gates_are_needed_and_have_a_form() -> None:
         compiled(SMALL)(q, k, v, gates=gates[..., :2])
 
 
+def test_the_scale_of_a_call_holds_for_the_choice_too() -> None:
+    q, k, v, gates = tensors((2, 4, 2, 130, 163, 16))
+    attention = compiled(SMALL)
+    got = attention(q, k, v, gates=gates, scale=2.0)
+    assert oracle.error(got, attention(8.0 * q, k, v, gates=gates)) < 1e-12  # 1/sqrt(16) is 1/4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_narrow_dtypes_choose_by_float32_scores_of_means_in_their_dtype(
     dtype: torch.dtype,

@@ -471,8 +471,9 @@ def with_scale(pattern: Pattern, scale: float) -> Pattern:
         changed = rebuild(node, visit)
         if isinstance(changed, Attend):
             return replace(changed, scale=scale)
-        follows = isinstance(changed, Softmax) and changed.scale is None
-        return replace(changed, scale=scale) if follows else changed
+        if isinstance(changed, Softmax) and changed.scale is None:
+            return replace(changed, scale=scale)
+        return changed
 
     return Pattern(replace(pattern.program, result=visit(pattern.program.result)), pattern.tensors)
 

@@ -102,11 +102,12 @@ def source_of(node: Node) -> Node:
 
 
 def source_type(node: Node) -> TensorType:
-    """Type the input a tensor was pooled from; TensorType([]) where there is none."""
+    """Type the input a tensor was pooled from."""
     source = source_of(node)
     if isinstance(source, Input):
         return INPUTS[source.role]
-    return TensorType(source.dims, source.dtype) if isinstance(source, Argument) else TensorType(())
+    assert isinstance(source, Argument), source
+    return TensorType(source.dims, source.dtype)
 
 
 def list_heads(node: Score | Softmax) -> Dim:
@@ -192,8 +193,10 @@ def _check_product(node: Score, q: TensorType, k: TensorType) -> None:
     if q.dims[3] != k.dims[3] or q.dtype != k.dtype:
         raise CannotLower(
             where=node.where,
-            what=f"a score of {q.dtype} rows of width {q.dims[3]} by {k.dtype} units of width "
-            f"{k.dims[3]}",
+            what=(
+                f"a score of {q.dtype} rows of width {q.dims[3]} by {k.dtype} units of width "
+                f"{k.dims[3]}"
+            ),
             why="their product needs one width and one dtype",
             way_out="declare both sides with the same last dim and dtype.",
         )
@@ -281,20 +284,23 @@ def _attention(node: Node, types: dict[Node, Type]) -> Type:
 
 
 def _check_gates(node: Merge, gates: TensorType | None) -> None:
-    """Check the form of gates; the sizes of captured ones are those of a call, which checks them."""
-    rows = (dims.B, dims.Hq, dims.Sq)
-    fits = gates is not None and len(gates.dims) == 4 and gates.dims[3] == len(node.parts)
-    if fits and isinstance(node.gates, Argument):
-        fits = gates.dims[:3] == rows
-    if gates is None or not fits or not (gates.dtype == DATA or "float" in gates.dtype):
-        raise WrongStage(
-            where=node.where,
-            verb="merge",
-            argument="gates",
-            wanted=f"a float tensor [B, Hq, Sq, {len(node.parts)}], one value for each part,",
-            given="none" if gates is None else f"a tensor of {gates}",
-            way_out=f"declare it with tensor('B Hq Sq {len(node.parts)}').",
-        )
+    """Check the form of gates; the sizes of captured ones are checked at a call."""
+    if gates is not None and _are_gates(node, gates):
+        return
+    raise WrongStage(
+        where=node.where,
+        verb="merge",
+        argument="gates",
+        wanted=f"a float tensor [B, Hq, Sq, {len(node.parts)}], one value for each part,",
+        given="none" if gates is None else f"a tensor of {gates}",
+        way_out=f"declare it with tensor('B Hq Sq {len(node.parts)}').",
+    )
+
+
+def _are_gates(node: Merge, gates: TensorType) -> bool:
+    rows = gates.dims[:3] == (dims.B, dims.Hq, dims.Sq) or isinstance(node.gates, Captured)
+    is_float = gates.dtype == DATA or "float" in gates.dtype
+    return rows and len(gates.dims) == 4 and gates.dims[3] == len(node.parts) and is_float
 
 
 def _attended(node: Attend) -> TensorType:
@@ -308,7 +314,9 @@ def _attended(node: Attend) -> TensorType:
                 verb="attend",
                 argument="streams",
                 wanted="keys and values",
-                given=f"a {_origin(pair.k)} tensor as keys and a {_origin(pair.v)} tensor as values",
+                given=(
+                    f"a {_origin(pair.k)} tensor as keys and a {_origin(pair.v)} tensor as values"
+                ),
                 way_out="attend(q, k, v): the keys come from k and the values from v.",
             )
     return TensorType((dims.B, dims.Hq, dims.Sq, dims.Dv))

@@ -420,8 +420,9 @@ class Attention:
 
     def explain(self, q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> str:
         """Say what a call with these tensors runs, and why."""
-        env = self._checked(q, k, v, self._given(tensors))
-        built = self.built(q, k, v, **tensors)
+        given = self._given(tensors)
+        env = self._checked(q, k, v, given)
+        built = self._built(self._now(), q, k, v, None, given)
         return explanation(built.plan, built.spec, built.target, env)
 
 

@@ -53,8 +53,8 @@ def lower(
 
     order: a loop order to insist on; None lets the lowering choose and say why. schedule: axis
     values, default the backend's.
-    Raises: what the passes raise, SizeUnknown for a width that `spec` does not hold, and Refused when
-        the backend will not build the plan.
+    Raises: what the passes raise, SizeUnknown for a width that `spec` does not hold, and Refused
+        when the backend will not build the plan.
     """
     program = normalise(canonical_lists(pattern).program)
     for name in program.widths():

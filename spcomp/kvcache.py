@@ -68,11 +68,11 @@ class KVCache:
 
         Raises: CannotLower for a pattern that takes keys beside k and v, which it would not keep.
         """
-        for node in attention.takes:
-            if dims.Skv in node.dims:
+        for argument in attention.takes:
+            if dims.Skv in argument.dims:
                 raise CannotLower(
-                    where=node.where,
-                    what=f"a cache for the tensor {node.name} {call_tensors.form_of(node)}",
+                    where=argument.where,
+                    what=f"a cache for the tensor {argument.name} {call_tensors.form_of(argument)}",
                     why="it keeps keys and values alone",
                     way_out="keep its keys yourself and call the compiled pattern with k and v.",
                 )

@@ -104,8 +104,8 @@ def attend(
     """Attend as the pattern that `handle` names; see `Attention.__call__`.
 
     q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv], any strides with a unit last one; tables: the
-    pattern's tensors, and behind them what the call brings beside q, k and v. Returns out [B,Hq,Sq,Dv] in q's dtype and lse [B,Hq,Sq] float32 (float64 for
-    float64), both contiguous.
+    pattern's tensors, and behind them what the call brings beside q, k and v. Returns out
+    [B,Hq,Sq,Dv] in q's dtype and lse [B,Hq,Sq] float32 (float64 for float64), both contiguous.
     Raises: the errors of a call, UnknownHandle.
     """
     with without_autocast(q):

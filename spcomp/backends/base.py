@@ -35,8 +35,8 @@ class Specialisation:
     """What a kernel is specialised on: dtype and head dimensions. Never a length.
 
     is_aligned: every row of q, k and v begins at a multiple of 16 bytes, at a place of its own.
-    heads: Hq and Hkv, zeros when they are not known. widths: sizes of the last dims that the pattern
-    named itself (`Program.widths`)."""
+    heads: Hq and Hkv, zeros when they are not known. widths: sizes of the last dims that the
+    pattern named itself (`Program.widths`)."""
 
     dtype: str
     head_dim: int

@@ -104,7 +104,7 @@ def _evaluated(function: Callable[..., Any], annotation: Any) -> Any:
         return annotation
     scope = dict(inspect.getclosurevars(function).nonlocals)
     try:
-        return eval(annotation, function.__globals__, scope)  # type: ignore[attr-defined]
+        return eval(annotation, function.__globals__, scope)
     except NameError:
         return None
 

@@ -180,8 +180,9 @@ def merge(*parts: Node, gates: Any = None) -> Merge:
     """Join attention results: by their LSE, as if disjoint key sets were one softmax, or by gates.
 
     gates: [B,Hq,Sq,P], one factor a part in their order: a tensor of the call (`tensor("B Hq Sq
-    3")`), or a torch tensor that the pattern keeps. Then out = sum_p gates[..., p] * out_p, whatever
-    the values are, and a row that a part leaves empty adds 0; the LSE is that of all keys together.
+    3")`), or a torch tensor that the pattern keeps. Then out = sum_p gates[..., p] * out_p,
+    whatever the values are, and a row that a part leaves empty adds 0; the LSE is that of all keys
+    together.
     Raises: WrongStage.
     """
     for part in parts:

@@ -348,6 +348,10 @@ WRONG_PLANS = {
         changed(BLOCKS, TilesLaunch, predicate=PART),
         "tiles.predicate reads the table 't', which the launch is not given",
     ),
+    "gates_fit_parts": (
+        changed(KEYS, MergeLaunch, gates_buf="q"),
+        f"merge joins {dims.least(1, dims.ceildiv(dims.Skv, 64))} parts by 'q' of [B, Hq, Sq, D]",
+    ),
     "merges_join_stacks": (
         changed(KEYS, MergeLaunch, parts=3),
         f"merge joins 3 parts of 'parts', which has {dims.least(1, dims.ceildiv(dims.Skv, 64))}",

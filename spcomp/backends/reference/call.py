@@ -38,10 +38,10 @@ class Call:
     """A program on the tensors of one call.
 
     `tensors` holds q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv], what the call brings beside
-    them and the captured tables by name; `kept` the states that are read instead of being pooled, `<name>.max` and, of a minmax
-    pair, `<name>.min`. Pooled units, and keys in the dtype of the computation, are made here, so
-    that what runs for each chunk of rows leaves nothing behind (a chunk may run twice: once more
-    when its gradient is asked for).
+    them, and the captured tables, by name; `kept` the states that are read instead of being pooled,
+    `<name>.max` and, of a minmax pair, `<name>.min`. Pooled units, and keys in the dtype of the
+    computation, are made here, so that what runs for each chunk of rows leaves nothing behind (a
+    chunk may run twice: once more when its gradient is asked for).
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Call:
             "D": int(q.shape[3]),
             "Dv": int(v.shape[3]),
         }
-        for node in program.arguments():
-            dims.bind(node.dims, tensors[node.name].shape, self.env)
+        for argument in program.arguments():
+            dims.bind(argument.dims, tensors[argument.name].shape, self.env)
         self.dtype, self.out_dtype, self.device = compute_dtype(q.dtype), q.dtype, q.device
         self._values: dict[Node, Pooled] = {}
         self._grids: dict[Node, Grid] = {}

@@ -465,8 +465,9 @@ def _scaled(pattern: Pattern, scale: float | None) -> Pattern:
 
 
 def with_scale(pattern: Pattern, scale: float) -> Pattern:
-    """Give the pattern with another softmax scale; probabilities it ranks by take it as well, unless
-    they have a scale of their own."""
+    """Give the pattern with another softmax scale.
+
+    Probabilities it ranks by take it as well, unless they have a scale of their own."""
 
     def visit(node: Node) -> Node:
         changed = rebuild(node, visit)

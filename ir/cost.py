@@ -41,7 +41,7 @@ from spcomp.ir.launches import (
     TopKLaunch,
     WarpsLaunch,
 )
-from spcomp.ir.passes.place_buffers import E, bytes_of, slab_rows
+from spcomp.ir.passes.place_buffers import ITEM_BYTES, E, bytes_of, slab_rows
 from spcomp.ir.plan import Launch, Plan, Slabs
 from spcomp.ir.plan_rules import base
 from spcomp.ir.target import Target
@@ -251,6 +251,10 @@ def _bytes(plan: Plan, name: str) -> Dim:
     return size / buffer.dims[0] if base(name) != name else size
 
 
+def _item(plan: Plan, name: str) -> Dim:
+    return ITEM_BYTES[plan.buffer(name).dtype]
+
+
 def whole_call(dim: Dim) -> Dim:
     """Give a dim of a slab for the slab that is the whole call, R = Sq and R0 = 0."""
     return replaced(dim, {dims.R: dims.Sq, dims.R0: 0})
@@ -270,7 +274,8 @@ def _pool(plan: Plan, launch: PoolLaunch) -> _Work:
 def _passes_over_units(plan: Plan, launch: SelectLaunch | ScoreLaunch, rows: Dim) -> Dim:
     """Give how often all units are read: by a row tile of a query head, or by a row of a list."""
     if isinstance(launch, SelectLaunch):
-        return dims.B * dims.Hq * dims.ceildiv(rows, launch.axis("block_r"))
+        heads = plan.buffer(launch.rows_buf).dims[1]
+        return dims.B * heads * dims.ceildiv(rows, launch.axis("block_r"))
     return dims.B * plan.buffer(launch.scores_buf).dims[1] * rows
 
 
@@ -280,8 +285,9 @@ def _ranked(plan: Plan, launch: SelectLaunch | ScoreLaunch) -> _Work:
     rows = whole_call(plan.buffer(made).dims[2])
     units = plan.buffer(launch.units_buf).dims[2]
     products = 2 if launch.low_buf else 1
-    flops = 2 * products * dims.B * dims.Hq * rows * units * dims.D
-    reread = _passes_over_units(plan, launch, rows) * units * dims.D * E
+    _, heads, _, width = plan.buffer(launch.rows_buf).dims
+    flops = 2 * products * dims.B * heads * rows * units * width
+    reread = _passes_over_units(plan, launch, rows) * units * width * _item(plan, launch.units_buf)
     asked: dict[str, Dim] = {launch.units_buf: reread}
     if launch.low_buf:
         asked[launch.low_buf] = reread

@@ -8,12 +8,15 @@
 | D, Dv | head dimension of q and k, of v |
 | R, R0 | query rows of the slab at hand and its first row (whole call: Sq and 0) |
 
+A pattern may name further dims of the tensors it takes at a call (`named`).
+
 Nothing here calls `sympy.simplify`: lowering a pattern has to stay under 0.1 s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -34,6 +37,35 @@ R, R0 = _symbol("R", 1), _symbol("R0", 0)
 G = Hq / Hkv
 
 SYMBOLS: dict[str, sympy.Symbol] = {s.name: s for s in (B, Hq, Hkv, Sq, Skv, D, Dv, R, R0)}
+
+
+TAKEN = frozenset({"E", "G", "P", "S", "W"})  # formulas of costs and users' shapes use them
+_NAME = re.compile(r"[A-Z][A-Za-z0-9_]*")
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a pattern may call a dim of its own so."""
+    return bool(_NAME.fullmatch(name)) and name not in SYMBOLS and name not in TAKEN
+
+
+@lru_cache(maxsize=4096)
+def named(name: str) -> sympy.Symbol:
+    """Give the symbol of a dim that a pattern named, such as the heads of an indexer."""
+    assert is_name(name), name
+    return _symbol(name, 1)
+
+
+def names_of(shape: Iterable[Dim]) -> tuple[str, ...]:
+    """Name the dims in a shape that are of a pattern's own, in order."""
+    read = [str(d) for d in shape if not isinstance(d, int)]
+    return tuple(dict.fromkeys(n for n in read if is_name(n)))
+
+
+def bind(shape: Iterable[Dim], sizes: Iterable[int], env: dict[str, int]) -> None:
+    """Give each plain symbol of a shape that `env` does not hold the size it has there."""
+    for dim, size in zip(shape, sizes, strict=True):
+        if not isinstance(dim, int):
+            env.setdefault(str(dim), int(size))
 
 
 def ceildiv(a: Dim, b: Dim) -> Dim:

@@ -11,7 +11,7 @@ from typing import Any
 
 import networkx as nx
 
-from spcomp.ir.nodes import Input, Node, children
+from spcomp.ir.nodes import Argument, Input, Node, children
 from spcomp.ir.plan import Plan, Slabs
 from spcomp.ir.plan_rules import base
 from spcomp.ir.program import Program
@@ -34,7 +34,7 @@ def stage_graph(program: Program) -> nx.DiGraph[int]:
 
 
 def _stage_label(node: Node) -> str:
-    if isinstance(node, Input):
+    if isinstance(node, (Input, Argument)):
         return node.name
     plain = [f for f in print_fields(node, lambda _: "%") if "%" not in f]
     return f"{type(node).__name__}({', '.join(plain)})"

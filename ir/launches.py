@@ -347,7 +347,8 @@ class KeysLaunch(Launch):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeLaunch(Launch):
-    """Join parts by LSE.
+    """Join parts by LSE, or by gates [B,Hq,Sq,P] where gates_buf names them; the lse is that of all
+    their keys either way.
 
     axis 0: parts [P,B,Hq,R,Dv], all valid. axis 3: parts [B,Hq,R,P,Dv], of which row r has
     count_buf[b, head, r] (when named). sinks_buf: as in `AttendLaunch`."""
@@ -356,6 +357,7 @@ class MergeLaunch(Launch):
     part_lse_buf: str
     count_buf: str = ""
     sinks_buf: str = ""
+    gates_buf: str = ""
     out_buf: str
     lse_buf: str
     parts: Dim

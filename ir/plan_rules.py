@@ -182,12 +182,14 @@ def _granules(launch: Launch) -> Iterator[int]:
 
 
 def dims_are_known(plan: Plan) -> list[str]:
-    """Hold when every dim is a formula over the symbols of `ir/dims.py`."""
+    """Hold when every dim is a formula over the symbols of `ir/dims.py` and names of inputs."""
+    known = set(dims.SYMBOLS)
+    known.update(n for b in plan.buffers if b.kind == "input" for n in dims.names_of(b.dims))
     return [
         f"a dim of '{b.name}' reads the unknown symbol '{name}'"
         for b in plan.buffers
         for d in b.dims
-        for name in sorted(dims.symbols_of(d) - set(dims.SYMBOLS))
+        for name in sorted(dims.symbols_of(d) - known)
     ]
 
 
@@ -245,15 +247,17 @@ def merges_join_stacks(plan: Plan) -> list[str]:
 
 
 def sinks_end_a_softmax(plan: Plan) -> list[str]:
-    """Hold when sinks are one captured logit a head, read by the launch that writes the results: a
-    part of a softmax would count them once too often."""
+    """Hold when sinks are one captured logit a head, read by a launch that writes the results or
+    what gates join: a part of a softmax would count them once too often."""
     problems = []
     declared = {b.name: b for b in plan.buffers}
+    merges = [x for x in plan.launches() if isinstance(x, MergeLaunch) and x.gates_buf]
+    ends = {plan.out, *(base(x.part_buf) for x in merges)}
     for launch in plan.launches():
         name = getattr(launch, "sinks_buf", "")
         if not name or name not in declared:
             continue
-        if plan.out not in launch.writes():
+        if not ends & {base(written) for written in launch.writes()}:
             problems.append(f"{launch.kernel} reads the sinks '{name}' and writes a part alone")
         buffer = declared[name]
         if buffer.kind != "captured" or len(buffer.dims) != 1 or buffer.dtype not in SINK_DTYPES:
@@ -281,6 +285,21 @@ def streams_have_their_length(plan: Plan) -> list[str]:
     return problems
 
 
+def gates_fit_parts(plan: Plan) -> list[str]:
+    """Hold when gates lie along the last axis of a tensor, one for each part of a stack."""
+    problems = []
+    declared = {b.name: b for b in plan.buffers}
+    for launch in plan.launches():
+        if not isinstance(launch, MergeLaunch) or launch.gates_buf not in declared:
+            continue
+        held = declared[launch.gates_buf].dims
+        if len(held) != 4 or held[3] != launch.parts or launch.part_axis != 0 or launch.count_buf:
+            problems.append(
+                f"merge joins {launch.parts} parts by '{launch.gates_buf}' of {list(held)}"
+            )
+    return problems
+
+
 RULES_PLAN: dict[str, PlanRule] = {
     rule.__name__: rule
     for rule in (
@@ -297,5 +316,6 @@ RULES_PLAN: dict[str, PlanRule] = {
         merges_join_stacks,
         sinks_end_a_softmax,
         streams_have_their_length,
+        gates_fit_parts,
     )
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from spcomp.errors import Where
-from spcomp.ir.nodes import Captured, Node, topological
+from spcomp.ir import dims
+from spcomp.ir.nodes import Argument, Captured, Node, topological
 
 Parameter = tuple[str, "bool | int | float | str | None"]
 
@@ -29,6 +30,18 @@ class Program:
     def captured(self) -> tuple[Captured, ...]:
         """Give the tensors the pattern brought along, in order of first use."""
         return tuple(n for n in self.stages() if isinstance(n, Captured))
+
+    def arguments(self) -> tuple[Argument, ...]:
+        """Give the tensors a call brings beside q, k and v, in order of first use."""
+        return tuple(n for n in self.stages() if isinstance(n, Argument))
+
+    def names(self) -> tuple[str, ...]:
+        """Name the dims of its own that the pattern gave those tensors."""
+        return dims.names_of(d for a in self.arguments() for d in a.dims)
+
+    def widths(self) -> tuple[str, ...]:
+        """Name those of its own dims that are a last one: constants of the kernels."""
+        return dims.names_of(a.dims[-1] for a in self.arguments())
 
     def title(self) -> str:
         """Give `name(key=value, …)`."""

@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from spcomp.errors import RuleBroken, SpcompError
+from spcomp.ir import dims
 from spcomp.ir.expr import Expr, Load, Sym, kind_of, walk
 from spcomp.ir.nodes import (
+    Argument,
     Attend,
     Captured,
     Downsample,
@@ -37,6 +39,7 @@ from spcomp.ir.nodes import (
     Union,
 )
 from spcomp.ir.nodes.base import operands
+from spcomp.ir.nodes.inputs import ARGUMENT_DTYPES
 from spcomp.ir.plan import Plan
 from spcomp.ir.plan_rules import RULES_PLAN
 from spcomp.ir.program import Program
@@ -49,11 +52,11 @@ _SCORES: tuple[type[Node], ...] = (Score, Softmax, Regroup)
 
 # What each operand of a stage may be.
 OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
-    (Downsample, "x"): (Input,),
+    (Downsample, "x"): (Input, Argument),
     (Fold, "x"): (Input,),
     (State, "value"): (Downsample,),
-    (Score, "q"): _TENSORS,
-    (Score, "k"): _TENSORS,
+    (Score, "q"): (*_TENSORS, Argument),
+    (Score, "k"): (*_TENSORS, Argument),
     (Softmax, "scores"): (Score,),
     (Softmax, "over"): (Score,),
     (Regroup, "scores"): (Score, Softmax),
@@ -78,7 +81,7 @@ OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
     (Attend, "tables"): (Captured,),
     (Attend, "sinks"): (Captured,),
     (Merge, "parts"): (Attend, Merge),
-    (Merge, "gates"): (Captured,),
+    (Merge, "gates"): (Captured, Argument),
     (Merge, "sinks"): (Captured,),
 }
 
@@ -99,6 +102,12 @@ _LEAST: Mapping[tuple[type[Node], str], int] = {
     (Local, "unit"): 1,
 }
 
+RESERVED = frozenset({"q", "k", "v", "out", "lse", "scale", "return_lse", "self", "kept"})
+"""What a tensor of the call may not be called: arguments of a call, buffers of a plan."""
+
+CALL_DIMS = ("B", "Hq", "Hkv", "Sq", "Skv", "D", "Dv")
+"""The symbols a call's q, k and v give a size."""
+
 _NOT_EMPTY = {(Attend, "streams"), (Merge, "parts"), (Union, "parts"), (Intersect, "parts")}
 PAIR_SYMBOLS = frozenset({"b", "h", "q", "k", "Sq", "Skv"})
 _FLAG = re.compile(r"chosen(\d+)")
@@ -107,6 +116,10 @@ _FLAG = re.compile(r"chosen(\d+)")
 def operand_fault(node: Node) -> str | None:
     """Say what is wrong with a stage by itself: an operand of another kind, a number too small."""
     kind = type(node)
+    if isinstance(node, Argument):
+        return _argument_fault(node)
+    if isinstance(node, Merge) and node.by == "lse" and node.gates is not None:
+        return "gives Merge.gates a tensor, where it joins by 'lse'"
     for name, value in operands(node):
         allowed = OPERANDS.get((kind, name))
         parts = value if isinstance(value, tuple) else (value,)
@@ -132,6 +145,26 @@ def _sinks_fault(node: Merge) -> str | None:
     if any(isinstance(p, (Attend, Merge)) and p.sinks is not None for p in node.parts):
         return "gives Merge.parts a result with sinks, where the Merge itself would have them"
     return None
+
+
+def _argument_fault(node: Argument) -> str | None:
+    """Say what is wrong with the declaration of a tensor of the call."""
+    if node.name in RESERVED or not node.name.isidentifier():
+        return f"names an Argument '{node.name}', which is taken or no name"
+    if node.dtype not in ARGUMENT_DTYPES:
+        known = ", ".join(ARGUMENT_DTYPES)
+        return f"gives Argument.dtype the value '{node.dtype}', where one of {known} is needed"
+    if not node.dims:
+        return "gives Argument.dims nothing, where at least one is needed"
+    for dim in node.dims:
+        is_fine = dim >= 1 if isinstance(dim, int) else _is_plain(str(dim))
+        if not is_fine:
+            return f"gives Argument.dims the value {dim}, where a number of 1 or more or a name is"
+    return None
+
+
+def _is_plain(dim: str) -> bool:
+    return dims.is_name(dim) or dim in CALL_DIMS
 
 
 # ---- rules of every program ----------------------------------------------------------------------
@@ -163,7 +196,7 @@ def types_agree(program: Program) -> list[str]:
 def names_are_unique(program: Program) -> list[str]:
     """Hold when no two inputs or captured tensors share a name, and no two states do."""
     problems = []
-    for group in ((Input, Captured), (State,)):
+    for group in ((Input, Captured, Argument), (State,)):
         seen: dict[str, Node] = {}
         for node in program.stages():
             if isinstance(node, group):

@@ -31,6 +31,7 @@ from pathlib import PurePath
 from typing import Any, get_args
 
 from spcomp.errors import IRText, SpcompError, Where
+from spcomp.ir import dims
 from spcomp.ir.launches import LAUNCHES
 from spcomp.ir.nodes import NODES, Node
 from spcomp.ir.plan import Buffer, BufferKind, Launch, LoopOrder, Phase, Plan, Slabs, Step
@@ -274,6 +275,7 @@ class _PlanBody:
 
     def __init__(self) -> None:
         self.buffers: dict[str, Buffer] = {}
+        self.named: set[str] = set()  # dims of the pattern's own, as its inputs have them
         self.steps: list[Step] = []
         self.slab: tuple[int, list[Launch]] | None = None
         self.results: tuple[str, str] | None = None
@@ -324,7 +326,9 @@ class _PlanBody:
         except SyntaxError as error:
             raise Fault(f"cannot be read ({error.msg})") from None
         assert isinstance(tree, ast.List)
-        sizes = tuple(parse_dim(t) for t in tree.elts)
+        is_name = dims.is_name if kind == "input" else self.named.__contains__
+        sizes = tuple(parse_dim(t, is_name) for t in tree.elts)
+        self.named.update(dims.names_of(sizes))
         held = json.loads(state) if state else ""
         self.buffers[name] = Buffer(name, sizes, dtype, kind, held)  # type: ignore[arg-type]
 

@@ -180,11 +180,13 @@ def print_dim(dim: Dim) -> str:
     return str(dim)
 
 
-def parse_dim(tree: ast.expr) -> Dim:
-    """Read a dim from a syntax tree.
+def parse_dim(tree: ast.expr, is_name: Callable[[str], bool] = lambda _: False) -> Dim:
+    """Read a dim from a syntax tree. is_name: tells names of a pattern's own, which stand alone.
 
     Raises: Fault.
     """
+    if isinstance(tree, ast.Name) and is_name(tree.id):
+        return dims.named(tree.id)
     return dims.plain(_dim(tree))
 
 

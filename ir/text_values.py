@@ -12,6 +12,7 @@ from typing import Any, Literal, Union
 
 import sympy
 
+from spcomp.ir import dims
 from spcomp.ir.expr import Expr
 from spcomp.ir.nodes import Node
 from spcomp.ir.plan import Axes
@@ -143,7 +144,7 @@ class Reader:
 
     def _optional(self, place: str, tree: ast.expr, kinds: tuple[Any, ...]) -> Any:
         if sympy.Expr in kinds:
-            return parse_dim(tree)
+            return parse_dim(tree, dims.is_name if place == "Argument.dims" else lambda _: False)
         if isinstance(tree, ast.Constant) and tree.value is None and type(None) in kinds:
             return None
         rest = [k for k in kinds if k is not type(None)]

@@ -16,6 +16,7 @@ from spcomp.errors import CannotLower, WrongStage
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.nodes import (
+    Argument,
     Attend,
     Captured,
     Downsample,
@@ -34,8 +35,9 @@ from spcomp.ir.nodes import (
     TopK,
     TopP,
 )
+from spcomp.ir.nodes.score import SHARINGS
 from spcomp.ir.program import Program
-from spcomp.ir.units import TOKENS, rows_ranking, units_of, units_ranked
+from spcomp.ir.units import TOKENS, rows_ranking, score_below, units_of, units_ranked
 
 DATA = "data"
 SINK_DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -70,8 +72,6 @@ INPUTS: dict[str, TensorType] = {
     "value": TensorType((dims.B, dims.Hkv, dims.Skv, dims.Dv)),
 }
 
-HEADS: dict[str, Dim] = {"query": dims.Hq, "group": dims.Hkv, "all": 1}
-
 
 def types_of(program: Program) -> dict[Node, Type]:
     """Type every stage of a program.
@@ -85,16 +85,44 @@ def types_of(program: Program) -> dict[Node, Type]:
 
 
 def role_of(node: Node) -> str:
-    """Give the role of the input a tensor comes from: query, key or value."""
+    """Give the role of the input a tensor comes from: query, key or value; "table" for what is on
+    no side of a product."""
+    source = source_of(node)
+    if isinstance(source, Input):
+        return source.role
+    if isinstance(source, Argument) and len(source.dims) == 4 and source.dims[0] == dims.B:
+        return {dims.Sq: "query", dims.Skv: "key"}.get(source.dims[2], "table")
+    return "table"
+
+
+def source_of(node: Node) -> Node:
+    """Give the input a tensor was made from, or the tensor itself."""
     while isinstance(node, (Downsample, Fold, State)):
         node = node.value if isinstance(node, State) else node.x
-    return node.role if isinstance(node, Input) else "table"
+    return node
+
+
+def source_type(node: Node) -> TensorType:
+    """Type the input a tensor was pooled from."""
+    source = source_of(node)
+    if isinstance(source, Input):
+        return INPUTS[source.role]
+    assert isinstance(source, Argument), source
+    return TensorType(source.dims, source.dtype)
+
+
+def list_heads(node: Score | Softmax) -> Dim:
+    """Give the heads of the lists that a map of scores ranks."""
+    score = score_below(node)
+    heads = node.heads or score.heads
+    sides = {"query": score.q, "group": score.k}
+    return source_type(sides[heads]).dims[1] if heads in sides else 1
 
 
 def _type(node: Node, types: dict[Node, Type]) -> Type:
     if isinstance(node, Input):
         return INPUTS[node.role]
-    if isinstance(node, Captured):
+    if isinstance(node, (Captured, Argument)):
         return TensorType(node.dims, node.dtype)
     if isinstance(node, Downsample):
         return _pooled(node, _tensor(types[node.x]))
@@ -125,6 +153,15 @@ def _tensor(kind: Type) -> TensorType:
 
 
 def _pooled(node: Downsample, x: TensorType) -> TensorType:
+    if role_of(node.x) == "table":
+        raise WrongStage(
+            where=node.where,
+            verb="downsample",
+            argument="x",
+            wanted="tokens, [B, heads, Sq or Skv, width],",
+            given=f"a tensor of {x}",
+            way_out="declare it with tensor('B Hi Skv Di').",
+        )
     batch, heads, tokens, width = x.dims
     return TensorType((batch, heads, units_of(node).count(tokens), width), x.dtype)
 
@@ -148,14 +185,38 @@ def _scored(node: Score, q: TensorType, k: TensorType) -> TensorType:
             why="the blocks of queries must tile the sequence, so that each query has one list",
             way_out="downsample q with stride equal to block and tail='keep'.",
         )
-    if q.dims[3] != k.dims[3]:
+    _check_product(node, q, k)
+    return TensorType((dims.B, list_heads(node), q.dims[2], k.dims[2]), "float32")
+
+
+def _check_product(node: Score, q: TensorType, k: TensorType) -> None:
+    """Check widths, dtypes and heads where a side is a tensor the call brings beside q and k."""
+    if q.dims[3] != k.dims[3] or q.dtype != k.dtype:
         raise CannotLower(
             where=node.where,
-            what=f"a score of vectors of {q.dims[3]} and of {k.dims[3]} numbers",
-            why="a dot product needs as many on both sides",
-            way_out="fold both sides by the same size, or neither.",
+            what=(
+                f"a score of {q.dtype} rows of width {q.dims[3]} by {k.dtype} units of width "
+                f"{k.dims[3]}"
+            ),
+            why="their product needs one width and one dtype",
+            way_out="declare both sides with the same last dim and dtype.",
         )
-    return TensorType((dims.B, HEADS[node.heads], q.dims[2], k.dims[2]), "float32")
+    heads, groups = q.dims[1], k.dims[1]
+    whole = isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0
+    if not (whole or groups in (1, heads) or (heads, groups) == (dims.Hq, dims.Hkv)):
+        raise CannotLower(
+            where=node.where,
+            what=f"a score of {heads} heads of rows by {groups} heads of units",
+            why="each head of the units must serve as many heads of the rows",
+            way_out="give the units 1 head, or as many as the rows have.",
+        )
+    if list_heads(node) not in (1, dims.Hkv, dims.Hq):
+        raise CannotLower(
+            where=node.where,
+            what=f"a score with a list for each of {list_heads(node)} heads",
+            why="attention reads one list for all heads, for each KV head or for each query head",
+            way_out='join the heads: score(..., heads="all", reduce="sum").',
+        )
 
 
 def _folded(node: Fold, x: TensorType) -> TensorType:
@@ -176,7 +237,15 @@ def _probabilities(node: Softmax, types: dict[Node, Type]) -> TensorType:
             )
     if node.heads is None:
         return scores
-    return TensorType((scores.dims[0], HEADS[node.heads], *scores.dims[2:]), scores.dtype)
+    inner = score_below(node).heads
+    if SHARINGS.index(node.heads) < SHARINGS.index(inner):
+        raise CannotLower(
+            where=node.where,
+            what=f'probabilities with heads="{node.heads}" of scores with heads="{inner}"',
+            why="heads that were joined cannot be told apart again",
+            way_out=f'give the score heads="{node.heads}".',
+        )
+    return TensorType((scores.dims[0], list_heads(node), *scores.dims[2:]), scores.dtype)
 
 
 def _regrouped(node: Regroup, scores: TensorType) -> TensorType:
@@ -210,7 +279,11 @@ def _attention(node: Node, types: dict[Node, Type]) -> Type:
     assert isinstance(node, (Attend, Merge)), node
     if node.sinks is not None:
         _check_sinks(node, _tensor(types[node.sinks]))
-    return _attended(node) if isinstance(node, Attend) else types[node.parts[0]]
+    if isinstance(node, Attend):
+        return _attended(node)
+    if node.by == "gates":
+        _check_gates(node, None if node.gates is None else _tensor(types[node.gates]))
+    return types[node.parts[0]]
 
 
 def _check_sinks(node: Attend | Merge, sinks: TensorType) -> None:
@@ -225,22 +298,48 @@ def _check_sinks(node: Attend | Merge, sinks: TensorType) -> None:
         )
 
 
+def _check_gates(node: Merge, gates: TensorType | None) -> None:
+    """Check the form of gates; the sizes of captured ones are checked at a call."""
+    if gates is not None and _are_gates(node, gates):
+        return
+    raise WrongStage(
+        where=node.where,
+        verb="merge",
+        argument="gates",
+        wanted=f"a float tensor [B, Hq, Sq, {len(node.parts)}], one value for each part,",
+        given="none" if gates is None else f"a tensor of {gates}",
+        way_out=f"declare it with tensor('B Hq Sq {len(node.parts)}').",
+    )
+
+
+def _are_gates(node: Merge, gates: TensorType) -> bool:
+    rows = gates.dims[:3] == (dims.B, dims.Hq, dims.Sq) or isinstance(node.gates, Captured)
+    is_float = gates.dtype == DATA or "float" in gates.dtype
+    return rows and len(gates.dims) == 4 and gates.dims[3] == len(node.parts) and is_float
+
+
 def _attended(node: Attend) -> TensorType:
     for part in node.streams:
         pair = part.stream if isinstance(part, Gather) else part
         assert isinstance(pair, Stream)
-        if role_of(pair.k) != "key" or role_of(pair.v) != "value":
+        sides = (source_of(pair.k), source_of(pair.v))
+        if [s.role for s in sides if isinstance(s, Input)] != ["key", "value"]:
             raise WrongStage(
                 where=node.where,
                 verb="attend",
                 argument="streams",
                 wanted="keys and values",
                 given=(
-                    f"a {role_of(pair.k)} tensor as keys and a {role_of(pair.v)} tensor as values"
+                    f"a {_origin(pair.k)} tensor as keys and a {_origin(pair.v)} tensor as values"
                 ),
                 way_out="attend(q, k, v): the keys come from k and the values from v.",
             )
     return TensorType((dims.B, dims.Hq, dims.Sq, dims.Dv))
+
+
+def _origin(node: Node) -> str:
+    source = source_of(node)
+    return source.role if isinstance(source, Input) else "further"
 
 
 def is_token_stream(stream: Node) -> bool:

@@ -14,14 +14,14 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 from torch import Tensor
 
-from spcomp import arguments, compiler, torch_op
+from spcomp import arguments, call_tensors, compiler, torch_op
 from spcomp.backends import registry
 from spcomp.backends.base import Backend, Executable, Source, Specialisation, default_schedule
 from spcomp.dsl.pattern import Pattern, PatternFunction
 from spcomp.dsl.tensors import canonical_lists
 from spcomp.errors import NotWarmedUp, UnknownChoice, WrongArguments
-from spcomp.ir import dims
-from spcomp.ir.nodes import Attend, Captured, Given, Node
+from spcomp.explanation import explanation
+from spcomp.ir.nodes import Attend, Captured, Given, Node, Softmax
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.plan import LoopOrder, Phase, Plan
 from spcomp.ir.program import Program
@@ -77,6 +77,7 @@ class Compiled:
     ) -> None:
         self.program: Program = pattern.program
         self.table_names = tuple(pattern.tensors)
+        self.takes = pattern.program.arguments()
         self.backend, self.order, self.axes, self.handle = backend, order, axes, handle
         self.plans: dict[tuple[object, ...], Built] = {}
         self.lock = threading.RLock()
@@ -104,8 +105,10 @@ class Compiled:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], scale: float | None
     ) -> tuple[Tensor, Tensor]:
-        """Attend with these tables; returns (out, lse)."""
-        return self._with(tables)._attend(q, k, v, scale, _NOTHING_KEPT)
+        """Attend with these tables, and what the call brought behind them; returns (out, lse)."""
+        count = len(self.table_names)
+        given = tuple(tables[count:])
+        return self._with(tables[:count])._attend(q, k, v, scale, _NOTHING_KEPT, given)
 
     def _with(self, tables: Sequence[Tensor]) -> Attention:
         """Give the compile that brought these very tables, which it keeps alive, so that their
@@ -149,6 +152,7 @@ class Attention:
             self.compiled = torch_op.shared(handle, make)
         self.handle = self.compiled.handle
         self.tables = list(self.pattern.tensors.values())
+        self.takes = self.compiled.takes
         self._lists = lists_of(self.pattern)
         self._epoch = _Epoch(versions_of(self._lists))
         self.compiled.join(self)
@@ -166,6 +170,7 @@ class Attention:
         *,
         scale: float | None = None,
         return_lse: Literal[False] = False,
+        **tensors: Tensor,
     ) -> Tensor: ...
     @overload
     def __call__(
@@ -176,10 +181,18 @@ class Attention:
         *,
         scale: float | None = None,
         return_lse: Literal[True],
+        **tensors: Tensor,
     ) -> tuple[Tensor, Tensor]: ...
     @overload
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_lse: bool
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: bool,
+        **tensors: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]: ...
 
     def __call__(
@@ -190,47 +203,64 @@ class Attention:
         *,
         scale: float | None = None,
         return_lse: bool = False,
+        **tensors: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend.
 
         q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv], any strides with a unit last one. Returns
         out [B,Hq,Sq,Dv] in q's dtype, and with `return_lse` also lse [B,Hq,Sq] f32, natural log. A
         row that sees no key gives 0 and -inf. scale: softmax scale of this call; default the
-        pattern's, else 1/sqrt(D). Under torch.autocast q, k and v are cast to its dtype first.
+        pattern's, else 1/sqrt(D). tensors: what the pattern takes beside q, k and v, by name. Under
+        torch.autocast q, k, v and tensors declared in their dtype are cast to its dtype first.
         Raises: the errors of `spcomp.errors` for shapes, dtypes, devices, masks and gradients,
                  before any compile; NotWarmedUp inside the capture of a CUDA graph.
         """
+        given = self._given(tensors) if tensors or self.takes else ()
         if torch.compiler.is_compiling():
-            q, k, v = _autocast(q, k, v)
-            out, lse = torch_op.attend(q, k, v, self.tables, self.handle, scale)
+            q, k, v, given = call_tensors.autocast(self.takes, q, k, v, given)
+            out, lse = torch_op.attend(q, k, v, [*self.tables, *given], self.handle, scale)
         else:
-            out, lse = self._attend(q, k, v, scale, _NOTHING_KEPT)
+            out, lse = self._attend(q, k, v, scale, _NOTHING_KEPT, given)
         return (out, lse) if return_lse else out
 
+    def _given(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return call_tensors.in_order(self.pattern.name, self.takes, tensors)
+
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, kept: Mapping[str, Tensor]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        kept: Mapping[str, Tensor],
+        given: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor]:
         if torch.is_autocast_enabled("cuda" if q.is_cuda else torch_op.autocast_kind(q)):
             if not kept:
-                q, k, v = _autocast(q, k, v)
+                q, k, v, given = call_tensors.autocast(self.takes, q, k, v, given)
             with torch_op.without_autocast(q):
-                return self._attend(q, k, v, scale, kept)
+                return self._attend(q, k, v, scale, kept, given)
         epoch = self._now() if self._lists else self._epoch
-        key = (scale, *arguments.call_key(q, k, v, *self.tables))
+        key = (scale, *arguments.call_key(q, k, v, *self.tables, given=given))
         known = epoch.admitted.get(key)
         if known is None:
             if q.is_meta:  # nothing to compute, and no backend that could
-                out, lse = torch_op.attend(q, k, v, self.tables, self.handle, scale)
+                tensors = [*self.tables, *given]
+                out, lse = torch_op.attend(q, k, v, tensors, self.handle, scale)
                 return out, lse
-            env = self._checked(q, k, v)
+            env = self._checked(q, k, v, given)
             if 0 in (env["B"], env["Sq"], env["Skv"]):
                 return _nothing(q, v)
-            known = env, self._built(epoch, q, k, v, scale).executable, self._tables(epoch)
+            built = self._built(epoch, q, k, v, scale, given)
+            known = env, built.executable, self._tables(epoch)
             if len(epoch.admitted) >= MOST_ADMITTED:
                 epoch.admitted.clear()
             epoch.admitted[key] = known
         env, executable, tables = known
-        return executable.run({"q": q, "k": k, "v": v, **tables}, env, kept)
+        inputs = {"q": q, "k": k, "v": v, **tables}
+        if given:
+            inputs |= call_tensors.named(self.takes, given)
+        return executable.run(inputs, env, kept)
 
     def attend_kept(
         self,
@@ -240,28 +270,34 @@ class Attention:
         kept: Mapping[str, Tensor],
         *,
         scale: float | None = None,
+        **tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Attend with the state a cache holds (`KVCache.attend`); returns (out, lse)."""
-        return self._attend(q, k, v, scale, kept)
+        return self._attend(q, k, v, scale, kept, self._given(tensors))
 
     def update_state(self, k: Tensor, v: Tensor, kept: Mapping[str, Tensor], begin: int) -> None:
         """Bring a cache's state up to date for the tokens from `begin` on (`KVCache.append`)."""
         q = k[:, :, -1:]
         env = arguments.dims_of(q, k, v)
-        built = self.built(q, k, v)
+        built = self._built(self._now(), q, k, v, None)
         built.executable.update({"q": q, "k": k, "v": v}, env, kept, begin)
 
-    def _checked(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
+    def _checked(
+        self, q: Tensor, k: Tensor, v: Tensor, given: tuple[Tensor, ...]
+    ) -> dict[str, int]:
         env = arguments.dims_of(q, k, v)
         arguments.check_tensors(q, k, v)
+        call_tensors.check(self.takes, given, q, env)
         if self.tables or env["Sq"] == 0:
             arguments.check_masks(self.pattern, env, str(q.device))
         name = self.compiled.backend_name(q.device)
         if name != "reference":
             arguments.check_strides(q, k, v)
+            call_tensors.check_strides(self.takes, given)
         if name != "reference" and torch.is_grad_enabled():
             tables = {f"the table {n}": t for n, t in self.pattern.tensors.items()}
-            arguments.check_gradients(name, {"q": q, "k": k, "v": v, **tables})
+            own = call_tensors.named(self.takes, given)
+            arguments.check_gradients(name, {"q": q, "k": k, "v": v, **tables, **own})
         return env
 
     def _now(self) -> _Epoch:
@@ -292,13 +328,23 @@ class Attention:
     def _tables(self, epoch: _Epoch) -> dict[str, Tensor]:
         return self._canonical(epoch).tensors if self.tables else {}
 
-    def built(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Built:
+    def built(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **tensors: Tensor
+    ) -> Built:
         """Give the plan, source and executable a call with these tensors runs."""
-        return self._built(self._now(), q, k, v, scale)
+        return self._built(self._now(), q, k, v, scale, self._given(tensors))
 
-    def _built(self, epoch: _Epoch, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Built:
+    def _built(
+        self,
+        epoch: _Epoch,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        given: tuple[Tensor, ...] = (),
+    ) -> Built:
         phase = phase_of(q)
-        spec = arguments.specialisation(q, k, v)
+        spec = call_tensors.specialisation(self.takes, given, q, k, v)
         device = q.device
         backend = self.compiled.backend_of(device.type)
         widths = tuple(t.shape for t in self._tables(epoch).values()) if self._lists else ()
@@ -354,52 +400,35 @@ class Attention:
         source = backend.emit(plan, target, spec)
         return Built(plan, target, spec, source, backend.build(source))
 
-    def to_mask(self, q: Tensor, k: Tensor) -> Tensor:
-        """Give the dense mask the pattern means, bool [B,Hq,Sq,Skv]; for small sizes."""
+    def to_mask(self, q: Tensor, k: Tensor, **tensors: Tensor) -> Tensor:
+        """Give the dense mask the pattern means, bool [B,Hq,Sq,Skv]; for small sizes.
+
+        tensors: what the pattern takes beside q, k and v.
+        """
         from spcomp.backends.reference.pattern import to_mask
 
         v = k
-        arguments.check_masks(self.pattern, arguments.dims_of(q, k, v), str(q.device))
-        return to_mask(self.pattern.program, {"q": q, "k": k, "v": v, **self.pattern.tensors})
+        env = arguments.dims_of(q, k, v)
+        arguments.check_masks(self.pattern, env, str(q.device))
+        del env["Dv"]  # there is no v: a tensor of the call may give it
+        given = self._given(tensors)
+        call_tensors.check(self.takes, given, q, env)
+        own = call_tensors.named(self.takes, given)
+        return to_mask(
+            self.pattern.program, {"q": q, "k": k, "v": v, **self.pattern.tensors, **own}
+        )
 
-    def explain(self, q: Tensor, k: Tensor, v: Tensor) -> str:
+    def explain(self, q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> str:
         """Say what a call with these tensors runs, and why."""
-        env = self._checked(q, k, v)
-        built = self.built(q, k, v)
-        return explanation(built, env)
+        given = self._given(tensors)
+        env = self._checked(q, k, v, given)
+        built = self._built(self._now(), q, k, v, None, given)
+        return explanation(built.plan, built.spec, built.target, env)
 
 
 def phase_of(q: Tensor) -> Phase:
     """Tell decode (at most `compiler.DECODE_ROWS` query rows) from prefill."""
     return compiler.phase_for(q.shape[2])
-
-
-def explanation(built: Built, env: Mapping[str, int]) -> str:
-    """Describe a plan for one shape: backend, loop order and reason, launches, scratch."""
-    from spcomp.ir.passes.place_buffers import slab_rows
-
-    plan = built.plan
-    if plan is None:
-        return f"the {built.target.backend} backend interprets the pattern; it has no launches"
-    rows = min(slab_rows(plan, env, built.spec.element_bytes), env["Sq"])
-    here = {**env, "R": rows, "R0": 0}
-    lines = [
-        f"{plan.pattern}",
-        f"  backend   {built.target.backend} on {built.target.title} "
-        f"({built.target.name}), {built.spec.dtype}",
-        f"  phase     {plan.phase}: {env['Sq']} query rows, {env['Skv']} keys",
-        *(f"  order     {note}" for note in plan.notes),
-        f"  slabs     {-(-env['Sq'] // rows)} of {rows} query rows",
-        "  launches",
-    ]
-    for launch in plan.launches():
-        axes = ", ".join(f"{k}={v}" for k, v in launch.axes)
-        lines.append(f"    {launch.kernel:<14} {' + '.join(launch.stages):<18} {axes}")
-    lines.append("  scratch")
-    for buffer in plan.scratch():
-        shape = [dims.evaluate(d, here) for d in buffer.dims]
-        lines.append(f"    {buffer.name:<14} {buffer.dtype} {shape}")
-    return "\n".join(lines)
 
 
 def handle_of(
@@ -431,28 +460,22 @@ def _is_captured(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cast what `scaled_dot_product_attention` would: floats, and no float64."""
-    kind = torch_op.autocast_kind(q)
-    if not torch.is_autocast_enabled(kind):
-        return q, k, v
-    dtype = torch.get_autocast_dtype(kind)
-    q, k, v = (
-        x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v)
-    )
-    return q, k, v
-
-
 def _scaled(pattern: Pattern, scale: float | None) -> Pattern:
     return pattern if scale is None else with_scale(pattern, scale)
 
 
 def with_scale(pattern: Pattern, scale: float) -> Pattern:
-    """Give the pattern with another softmax scale."""
+    """Give the pattern with another softmax scale.
+
+    Probabilities it ranks by take it as well, unless they have a scale of their own."""
 
     def visit(node: Node) -> Node:
         changed = rebuild(node, visit)
-        return replace(changed, scale=scale) if isinstance(changed, Attend) else changed
+        if isinstance(changed, Attend):
+            return replace(changed, scale=scale)
+        if isinstance(changed, Softmax) and changed.scale is None:
+            return replace(changed, scale=scale)
+        return changed
 
     return Pattern(replace(pattern.program, result=visit(pattern.program.result)), pattern.tensors)
 

@@ -33,10 +33,12 @@ ROW_ALIGN_BYTES = 16
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
-def call_key(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> tuple[object, ...]:
+def call_key(
+    q: Tensor, k: Tensor, v: Tensor, *tables: Tensor, given: tuple[Tensor, ...] = ()
+) -> tuple[object, ...]:
     """Give everything of a call that the checks below look at, so that a call like one that passed
-    is not checked again."""
-    return (
+    is not checked again. given: what the call brings beside q, k and v."""
+    key = (
         q.shape,
         k.shape,
         v.shape,
@@ -50,8 +52,9 @@ def call_key(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> tuple[object, 
         k.device,
         v.device,
         (q.data_ptr() | k.data_ptr() | v.data_ptr()) % ROW_ALIGN_BYTES,
-        is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *tables)),
+        is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *tables, *given)),
     )
+    return (*key, *[(t.shape, t.stride(), t.dtype, t.device) for t in given]) if given else key
 
 
 def dims_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
@@ -161,6 +164,8 @@ def check_masks(pattern: Pattern, env: Mapping[str, int], device: str) -> None:
             _built_for(node, env)
         if isinstance(node, Given):
             _given(node, pattern, env)
+        if isinstance(node, Merge) and isinstance(node.gates, Captured):
+            _gates(node, node.gates, pattern, env)
         for expr in _expressions(node):
             _tables(node, expr, pattern, env)
         if isinstance(node, (Attend, Merge)) and isinstance(node.sinks, Captured):
@@ -210,6 +215,22 @@ def _given(node: Given, pattern: Pattern, env: Mapping[str, int]) -> None:
             problem="its batch must be 1 or B, its heads 1, Hkv or Hq",
             way_out="expand the mask, or build it for these heads.",
         )
+
+
+def _gates(node: Merge, held: Captured, pattern: Pattern, env: Mapping[str, int]) -> None:
+    """Check gates that the pattern kept, as `call_tensors` checks those of a call."""
+    tensor = pattern.tensors[held.name]
+    wanted = [*(env[n] for n in ("B", "Hq", "Sq")), len(node.parts)]
+    if list(tensor.shape) != wanted:
+        raise ShapeMismatch(
+            where=node.where,
+            left=f"the gates of shape {list(tensor.shape)}",
+            right=f"{len(node.parts)} parts and q",
+            problem=f"[B, Hq, Sq, parts] is {wanted}",
+            way_out="declare them as a tensor of the call where they change with it.",
+        )
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise LastStrideNotOne(where=node.where, name="gates", stride=tensor.stride(-1))
 
 
 def _expressions(node: Node) -> Iterator[Expr]:

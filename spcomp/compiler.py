@@ -8,7 +8,7 @@ from spcomp.backends import registry
 from spcomp.backends.base import Backend, Executable, Source, Specialisation, default_schedule
 from spcomp.dsl.pattern import Pattern
 from spcomp.dsl.tensors import canonical_lists
-from spcomp.errors import Refused
+from spcomp.errors import Refused, SizeUnknown
 from spcomp.ir.passes import PATTERN_PIPELINE, cut
 from spcomp.ir.plan import LoopOrder, Phase, Plan
 from spcomp.ir.program import Program
@@ -53,9 +53,13 @@ def lower(
 
     order: a loop order to insist on; None lets the lowering choose and say why. schedule: axis
     values, default the backend's.
-    Raises: what the passes raise, and Refused when the backend will not build the plan.
+    Raises: what the passes raise, SizeUnknown for a width that `spec` does not hold, and Refused
+        when the backend will not build the plan.
     """
     program = normalise(canonical_lists(pattern).program)
+    for name in program.widths():
+        if name not in dict(spec.widths):
+            raise SizeUnknown(where=program.where, pattern=program.name, name=name)
     axes = schedule or default_schedule(backend, target, spec)
     plan = cut(program, phase, axes, order, spec.heads)
     if current().check:
@@ -80,15 +84,16 @@ def plan_for(
     axes: AxisChanges,
     target: str,
 ) -> tuple[Plan, Specialisation, Target]:
-    """Lower a pattern for a call on a chip that need not be here; shape: Sq, D, Dv, and Hq and Hkv
-    where they are there, count.
+    """Lower a pattern for a call on a chip that need not be here; shape: Sq, D, Dv, and Hq, Hkv and
+    the pattern's own dims where they are there, count.
 
     Raises: UnknownTarget, UnknownChoice, and what lowering raises.
     """
     chip = registry.target(target)
     backend = registry.backend(chip.backend)
     heads = shape.get("Hq", 0), shape.get("Hkv", 0)
-    spec = Specialisation(dtype, shape["D"], shape["Dv"], heads=heads)
+    widths = tuple((n, shape[n]) for n in pattern.program.widths() if n in shape)
+    spec = Specialisation(dtype, shape["D"], shape["Dv"], heads=heads, widths=widths)
     phase = phase_for(shape["Sq"])
     schedule = default_schedule(backend, chip, spec).changed(axes)
     plan = lower(

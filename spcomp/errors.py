@@ -76,6 +76,11 @@ class WrongArguments(SpcompError):
     help = "its signature is {signature}."
 
 
+class BadDeclaration(SpcompError):
+    message = "{what} {problem}."
+    help = "give {form}."
+
+
 class WrongStage(SpcompError):
     message = "{verb} takes {wanted} as its {argument}, but was given {given}."
     help = "{way_out}"
@@ -131,6 +136,26 @@ class CannotLower(SpcompError):
 class ShapeMismatch(SpcompError):
     message = "{left} and {right} do not agree: {problem}."
     help = "{way_out}"
+
+
+class MissingTensor(SpcompError):
+    message = "the pattern '{pattern}' takes the tensor {name} {form}, and the call gives {given}."
+    help = "pass {name}=... by keyword."
+
+
+class UnknownTensor(SpcompError):
+    message = "the call gives the tensor {name}, which the pattern '{pattern}' does not take."
+    help = "{takes}."
+
+
+class WrongDtype(SpcompError):
+    message = "{name} is {dtype}, where the pattern takes {wanted}."
+    help = "cast it before the call."
+
+
+class SizeUnknown(SpcompError):
+    message = "the pattern '{pattern}' names the dim {name}, and nothing says how large it is."
+    help = "give its size: --dim {name}=64, or a call with its tensors."
 
 
 class HeadsDoNotDivide(SpcompError):

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spcomp.errors import ShapeMismatch
+from spcomp import call_tensors
+from spcomp.errors import CannotLower, ShapeMismatch
+from spcomp.ir import dims
 from spcomp.ir.nodes import Downsample, State
 from spcomp.ir.types import role_of
 from spcomp.ir.units import Units, units_of
@@ -62,7 +64,18 @@ class KVCache:
         dtype: torch.dtype = torch.bfloat16,
         device: str | torch.device = "cuda",
     ) -> KVCache:
-        """Make an empty cache for `capacity` tokens."""
+        """Make an empty cache for `capacity` tokens.
+
+        Raises: CannotLower for a pattern that takes keys beside k and v, which it would not keep.
+        """
+        for argument in attention.takes:
+            if dims.Skv in argument.dims:
+                raise CannotLower(
+                    where=argument.where,
+                    what=f"a cache for the tensor {argument.name} {call_tensors.form_of(argument)}",
+                    why="it keeps keys and values alone",
+                    way_out="keep its keys yourself and call the compiled pattern with k and v.",
+                )
 
         def new(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
@@ -174,15 +187,25 @@ class KVCache:
         self.attention.update_state(k, v, kept, begin)
 
     def attend(
-        self, q: Tensor, *, scale: float | None = None, return_lse: bool = False
+        self,
+        q: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: bool = False,
+        **tensors: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attend with q [B,Hq,n,D], the queries of the last n tokens held, over all of them."""
+        """Attend with q [B,Hq,n,D], the queries of the last n tokens held, over all of them.
+
+        tensors: what the pattern takes beside q, k and v, for these n queries.
+        """
         if torch.compiler.is_compiling():
-            out, lse = _outside_the_graph(self._attend, q, scale)
+            out, lse = _outside_the_graph(self._attend, q, scale, tensors)
         else:
-            out, lse = self._attend(q, scale)
+            out, lse = self._attend(q, scale, tensors)
         return (out, lse) if return_lse else out
 
-    def _attend(self, q: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self, q: Tensor, scale: float | None, tensors: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         k, v, kept = self.tensors()
-        return self.attention.attend_kept(q, k, v, kept, scale=scale)
+        return self.attention.attend_kept(q, k, v, kept, scale=scale, **tensors)

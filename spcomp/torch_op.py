@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from spcomp import arguments
+from spcomp import arguments, call_tensors
 from spcomp.errors import UnknownHandle
 
 Result = tuple[Tensor, Tensor]
@@ -34,6 +34,11 @@ class Meaning(Protocol):
     @property
     def table_names(self) -> tuple[str, ...]:
         """The names of the pattern's tensors, in the order the op takes them."""
+        ...
+
+    @property
+    def takes(self) -> call_tensors.Takes:
+        """What a call brings beside q, k and v, in the order the op takes it behind the tables."""
         ...
 
     def backend_name(self, device: torch.device) -> str:
@@ -99,8 +104,8 @@ def attend(
     """Attend as the pattern that `handle` names; see `Attention.__call__`.
 
     q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv], any strides with a unit last one; tables: the
-    pattern's tensors. Returns out [B,Hq,Sq,Dv] in q's dtype and lse [B,Hq,Sq] float32 (float64 for
-    float64), both contiguous.
+    pattern's tensors, and behind them what the call brings beside q, k and v. Returns out
+    [B,Hq,Sq,Dv] in q's dtype and lse [B,Hq,Sq] float32 (float64 for float64), both contiguous.
     Raises: the errors of a call, UnknownHandle.
     """
     with without_autocast(q):
@@ -117,9 +122,10 @@ def _(
     handle: str,
     scale: float | None,
 ) -> Result:
-    meaning_of(handle)
+    meaning = meaning_of(handle)
     env = arguments.dims_of(q, k, v)
     arguments.check_tensors(q, k, v)
+    call_tensors.check(meaning.takes, tables[len(meaning.table_names) :], q, dict(env))
     rows = env["B"], env["Hq"], env["Sq"]
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty((*rows, env["Dv"])), q.new_empty(rows, dtype=exact)
@@ -249,8 +255,9 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Result) -> None:
     meaning = meaning_of(handle)
     name = meaning.backend_name(q.device)
     if name != "reference":
-        named = zip(meaning.table_names, tables, strict=True)
-        of_tables = {f"the table {n}": t for n, t in named}
+        names = [f"the table {n}" for n in meaning.table_names]
+        names += [a.name for a in meaning.takes]
+        of_tables = dict(zip(names, tables, strict=True))
         arguments.check_gradients(name, {"q": q, "k": k, "v": v, **of_tables})
     ctx.save_for_backward(q, k, v, *tables)
     ctx.handle, ctx.scale = handle, scale

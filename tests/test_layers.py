@@ -33,6 +33,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "spcomp.integrations",
         "spcomp.kvcache",
         "spcomp.arguments",
+        "spcomp.call_tensors",
+        "spcomp.explanation",
         "spcomp.nn",
         "spcomp.torch_op",
         "spcomp.tuning",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
-from spcomp.ir.nodes import Captured, Node
+from spcomp.ir.nodes import Argument, Captured, Node
 from spcomp.ir.plan import Axes, Buffer, Launch, Phase, Step
 from spcomp.ir.plan import Slabs as SlabStep
 from spcomp.ir.schedule import Schedule
@@ -44,6 +44,11 @@ class PlanBuilder:
     def captured(self, node: Captured) -> str:
         """Declare a captured tensor."""
         self.buffers[node.name] = Buffer(node.name, node.dims, node.dtype, "captured")
+        return node.name
+
+    def argument(self, node: Argument) -> str:
+        """Declare a tensor that the call brings beside q, k and v."""
+        self.buffers[node.name] = Buffer(node.name, node.dims, node.dtype, "input")
         return node.name
 
     def rows_multiple_of(self, granule: int) -> None:

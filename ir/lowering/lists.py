@@ -12,6 +12,7 @@ from spcomp.ir.expr import FALSE, TRUE, Expr, Lit, Sym, conjunction, op
 from spcomp.ir.launches import PoolLaunch, ScoreLaunch, ScoreRule, SelectLaunch, TopKLaunch
 from spcomp.ir.lowering.builder import PlanBuilder, rows_of
 from spcomp.ir.nodes import (
+    Argument,
     Captured,
     Downsample,
     Given,
@@ -24,7 +25,7 @@ from spcomp.ir.nodes import (
     TopK,
 )
 from spcomp.ir.passes.check_selection import straddle
-from spcomp.ir.types import HEADS, INPUTS, role_of
+from spcomp.ir.types import list_heads, source_type
 from spcomp.ir.units import Units, position, units_of
 
 
@@ -110,7 +111,7 @@ def _topk(plan: PlanBuilder, node: Node) -> ListRef:
         _refuse(node)
     scores = node.scores
     rows, units = units_of(scores.q), units_of(scores.k)
-    granule, count, heads = rows.stride, units.count(dims.Skv), HEADS[scores.heads]
+    granule, count, heads = rows.stride, units.count(dims.Skv), list_heads(scores)
     plan.rows_multiple_of(granule)
     forced = sum(a.count for a in node.always if isinstance(a, (Sink, Local)))
     width = dims.least(dims.largest(node.k, forced) + straddle(node), count)
@@ -194,7 +195,7 @@ def _over(units: Dim, block: int) -> Dim:
 
 def pooled(plan: PlanBuilder, side: Node) -> Pooled:
     """Give the buffers of q, k or a downsampled one, adding its pool launch once."""
-    if isinstance(side, Input):
+    if isinstance(side, (Input, Argument)):
         return Pooled(side.name, "")
     if side in plan.made:
         found = plan.made[side]
@@ -202,17 +203,18 @@ def pooled(plan: PlanBuilder, side: Node) -> Pooled:
         return found
     state = side.name if isinstance(side, State) else ""
     value = side.value if isinstance(side, State) else side
-    assert isinstance(value, Downsample) and isinstance(value.x, Input), value
-    batch, heads, tokens, width = INPUTS[role_of(value)].dims
+    assert isinstance(value, Downsample) and isinstance(value.x, (Input, Argument)), value
+    source = source_type(value)
+    batch, heads, tokens, width = source.dims
     shape = (batch, heads, units_of(value).count(tokens), width)
     prefix = f"{value.x.name}_{value.by}"
     main = plan.scratch(
-        prefix.replace("minmax", "max"), shape, "data", f"{state}.max" if state else ""
+        prefix.replace("minmax", "max"), shape, source.dtype, f"{state}.max" if state else ""
     )
     low = ""
     if value.by == "minmax":
         low = plan.scratch(
-            prefix.replace("minmax", "min"), shape, "data", f"{state}.min" if state else ""
+            prefix.replace("minmax", "min"), shape, source.dtype, f"{state}.min" if state else ""
         )
     launch = PoolLaunch(
         stages=("downsample",),

@@ -4,7 +4,7 @@ compared."""
 from spcomp.ir.nodes.attend import Attend, Gather, Merge, Stream
 from spcomp.ir.nodes.base import Node, children, rebuild, topological
 from spcomp.ir.nodes.downsample import Downsample, Fold, State
-from spcomp.ir.nodes.inputs import Captured, Input
+from spcomp.ir.nodes.inputs import Argument, Captured, Input
 from spcomp.ir.nodes.score import Regroup, Score, Softmax
 from spcomp.ir.nodes.select import (
     Causal,
@@ -22,6 +22,7 @@ from spcomp.ir.nodes.select import (
 )
 
 __all__ = [
+    "Argument",
     "Attend",
     "Captured",
     "Causal",
@@ -57,6 +58,7 @@ NODES: dict[str, type[Node]] = {
     for cls in (
         Input,
         Captured,
+        Argument,
         Downsample,
         Fold,
         State,

@@ -55,12 +55,15 @@ class Attend(Node):
 class Merge(Node):
     """Join attention results: by "lse" as if their keys were one softmax, or by learned "gates".
 
-    parts: results with outs [B,Hq,Sq,Dv] and lses; gates: one tensor [B,Hq,Sq] a part, or none.
-    `sinks` [Hq] join the one softmax of all parts, so no part of a merge by LSE has its own.
-    Source of the LSE rule: FlashAttention, arXiv:2205.14135, section 3.1.
+    parts: results with outs [B,Hq,Sq,Dv] and lses; gates: one tensor [B,Hq,Sq,P] with a value for
+    each part in their order, or none. By gates, out = sum_p gate_p * out_p, whatever the values
+    are and without normalising them; a row that part p leaves empty adds 0, whatever its gate; lse
+    is that of the keys of all parts together. `sinks` [Hq] join the one softmax of all parts, so no
+    part of a merge by LSE has its own, and a merge by gates has none. Source of the LSE rule:
+    FlashAttention, arXiv:2205.14135, section 3.1; of gates: NSA, arXiv:2502.11089, equation 5.
     """
 
     parts: tuple[Node, ...]
     by: Literal["lse", "gates"] = "lse"
-    gates: tuple[Node, ...] = ()
+    gates: Node | None = None
     sinks: Node | None = None

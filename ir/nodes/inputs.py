@@ -1,4 +1,5 @@
-"""Where tensors come from: the call's q, k, v, and tensors the pattern captured."""
+"""Where tensors come from: the call's q, k, v and what it brings beside them, and tensors the
+pattern captured."""
 
 from __future__ import annotations
 
@@ -29,3 +30,19 @@ class Captured(Node):
     name: str
     dims: tuple[Dim, ...]
     dtype: str
+
+
+ARGUMENT_DTYPES = ("data", "float32", "float16", "bfloat16", "int32")
+
+
+@dataclass(frozen=True, slots=True)
+class Argument(Node):
+    """A tensor that each call brings beside q, k and v, such as learned gates.
+
+    Each of `dims` is a number, a symbol of `ir/dims.py` or a name of the pattern's own
+    (`dims.named`), which the call's tensors give a size; dtype is one of ARGUMENT_DTYPES, "data"
+    being that of q. Dims [B,X,Sq,Y] make it a query side, [B,X,Skv,Y] a key side."""
+
+    name: str
+    dims: tuple[Dim, ...]
+    dtype: str = "data"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spcomp.ir import dims
+from spcomp.ir.dims import Env
 from spcomp.ir.launches import (
     AttendLaunch,
     GatherLaunch,
@@ -29,13 +31,19 @@ class Refusal:
 
 
 def fit_target(
-    plan: Plan, target: Target, head_dim: int, value_dim: int, element_bytes: int
+    plan: Plan,
+    target: Target,
+    head_dim: int,
+    value_dim: int,
+    element_bytes: int,
+    widths: Env | None = None,
 ) -> Refusal | None:
     """Check the on-chip bytes of every launch with tiles in flight against what the target has.
 
     A program that attends holds its tile of queries, and one tile of keys and one of values for
     each stage in flight; one that scores holds heads, and one or two tiles of units. Dims are
-    padded to a power of two. Accumulators live in registers and are not counted.
+    padded to a power of two. Accumulators live in registers and are not counted. widths: sizes of
+    the last dims that the pattern named.
 
     Rewrite: none.
     Needs:   cut.
@@ -43,15 +51,17 @@ def fit_target(
     """
     for launch in plan.launches():
         for tile in _tiles(launch):
-            beside = value_dim
+            across, beside = head_dim, value_dim
             if isinstance(launch, ScoreLaunch):
-                beside = head_dim if launch.low_buf else 0
-            needed = on_chip_bytes(tile, head_dim, beside, element_bytes)
+                here = {"D": head_dim, "Dv": value_dim, **(widths or {})}
+                across = dims.evaluate(plan.buffer(launch.rows_buf).dims[-1], here)
+                beside = across if launch.low_buf else 0
+            needed = on_chip_bytes(tile, across, beside, element_bytes)
             if needed > target.shared_bytes:
                 rows, keys, stages = tile
                 return Refusal(
                     f"{launch.kernel} with {rows} rows, {keys} keys and {stages} stages",
-                    f"at head dimensions {head_dim} and {value_dim} of {element_bytes} bytes "
+                    f"at head dimensions {across} and {value_dim} of {element_bytes} bytes "
                     f"it needs {needed} bytes on chip, and {target.name} has {target.shared_bytes}",
                     "take smaller tiles or fewer stages, or use backend='reference'.",
                 )

@@ -35,18 +35,24 @@ class Specialisation:
     """What a kernel is specialised on: dtype and head dimensions. Never a length.
 
     is_aligned: every row of q, k and v begins at a multiple of 16 bytes, at a place of its own.
-    heads: Hq and Hkv, zeros when they are not known."""
+    heads: Hq and Hkv, zeros when they are not known. widths: sizes of the last dims that the
+    pattern named itself (`Program.widths`)."""
 
     dtype: str
     head_dim: int
     value_dim: int
     is_aligned: bool = True
     heads: tuple[int, int] = (0, 0)
+    widths: tuple[tuple[str, int], ...] = ()
 
     @property
     def element_bytes(self) -> int:
         """Bytes of one element of q, k and v."""
         return ELEMENT_BYTES[self.dtype]
+
+    def constants(self) -> dict[str, int]:
+        """Give the dims that kernels hold as constants, by their symbols."""
+        return {"D": self.head_dim, "Dv": self.value_dim, **dict(self.widths)}
 
 
 def default_schedule(backend: Backend, target: Target, spec: Specialisation) -> Schedule:
@@ -103,7 +109,8 @@ class Executable(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Run the plan.
 
-        tensors: q, k, v and the captured tables by buffer name; dims: the symbols of `ir/dims.py`;
+        tensors: q, k, v, what the call brings beside them, and the captured tables by buffer name;
+        dims: the symbols of `ir/dims.py`;
         kept: state buffers a cache already holds (by `Buffer.state`), whose pool launches are
         skipped. Returns out [B,Hq,Sq,Dv] and lse [B,Hq,Sq] f32."""
         ...

@@ -1,5 +1,6 @@
 """The language of patterns: `@pattern`, one verb a stage, and selections as values."""
 
+from spcomp.dsl.inputs import tensor
 from spcomp.dsl.pattern import Pattern, PatternFunction, pattern
 from spcomp.dsl.ranking import regroup, score, softmax, topk, topp
 from spcomp.dsl.selections import (
@@ -39,6 +40,7 @@ __all__ = [
     "sink",
     "softmax",
     "stream",
+    "tensor",
     "topk",
     "topp",
     "window",

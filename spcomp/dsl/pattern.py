@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
+from spcomp.dsl.inputs import argument_of
 from spcomp.dsl.recording import recording
 from spcomp.errors import PatternReturnsNothing, Where, WrongArguments
-from spcomp.ir.nodes import Attend, Input, Merge, Node
+from spcomp.ir.nodes import Argument, Attend, Input, Merge, Node
 from spcomp.ir.program import Parameter, Program
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class PatternFunction:
     """What `@pattern` makes of a function.
 
     Called with hyper-parameters only it gives a `Pattern`; called inside another pattern with
-    stages for q, k, v it gives the result stage, so patterns compose."""
+    stages for q, k, v and the further tensors it takes, it gives the result stage, so patterns
+    compose."""
 
     def __init__(
         self, function: Callable[..., Any], open: Mapping[str, tuple[Any, ...]] | None = None
@@ -75,6 +77,15 @@ class PatternFunction:
             if p.kind is inspect.Parameter.KEYWORD_ONLY
         }
 
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        """The stages of the tensors it takes beside q, k and v.
+
+        Raises: BadDeclaration.
+        """
+        extra = (self.signature.parameters[name] for name in self.inputs[3:])
+        return tuple(argument_of(self.function, p, self.where) for p in extra)
+
     def _check_open(self, open: Mapping[str, Any]) -> None:
         """Refuse to leave open what the function does not take, or never takes by default.
 
@@ -103,7 +114,7 @@ class PatternFunction:
         """
         if stages:
             return self._run(stages, parameters)
-        if self.inputs != ("q", "k", "v"):
+        if self.inputs[:3] != ("q", "k", "v"):
             raise WrongArguments(
                 where=self.where,
                 pattern=self.name,
@@ -112,9 +123,22 @@ class PatternFunction:
             )
         with recording() as record:
             q, k, v = Input("q", "query"), Input("k", "key"), Input("v", "value")
-            result = self._run((q, k, v), parameters)
+            arguments = self.arguments
+            result = self._run((q, k, v, *arguments), parameters)
             program = Program(self.name, self._described(parameters), result, where=self.where)
+            self._check_reads(program, arguments)
             return Pattern(program, dict(record.tensors))
+
+    def _check_reads(self, program: Program, arguments: tuple[Argument, ...]) -> None:
+        """Refuse a tensor that every call would have to bring and nothing reads."""
+        unread = [a.name for a in arguments if a not in program.arguments()]
+        if unread:
+            raise WrongArguments(
+                where=self.where,
+                pattern=self.name,
+                problem=f"takes {', '.join(unread)} and does not read it",
+                signature=f"{self.name}{self.signature}",
+            )
 
     def _run(self, stages: tuple[Any, ...], parameters: dict[str, Any]) -> Node:
         try:
@@ -168,6 +192,10 @@ def pattern(
         @pattern
         def local_blocks(q, k, v, *, size=1024):
             return attend(q, gather(k, window(size)), gather(v, window(size)))
+
+    Tensors that each call brings besides follow v, declared by an annotation (`tensor`):
+
+        def gated(q, k, v, gates: tensor("B Hq Sq 2"), *, size=64): ...
 
     open: values by hyper-parameter that a tuning may choose among, where the meaning leaves them
     open: `@pattern(open={"block": (64, 128, 256)})`. The default is one of them.

@@ -14,6 +14,7 @@ from spcomp.errors import NotANumber
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.nodes import (
+    Argument,
     Downsample,
     Fold,
     Input,
@@ -33,7 +34,7 @@ from spcomp.ir.nodes.score import JOININGS, REDUCTIONS, SHARINGS
 from spcomp.ir.nodes.select import CROSSINGS
 from spcomp.ir.units import units_ranked
 
-_SIDES = (Input, Downsample, Fold, State)
+_SIDES = (Input, Argument, Downsample, Fold, State)
 _SCORES = (Score, Softmax, Regroup)
 
 
@@ -48,11 +49,12 @@ def score(
 ) -> Score:
     """Score units of keys for rows of queries, in float32.
 
-    q: q or a downsample() of it; units: k or a downsample() of it. By a "minmax" pair the score is
-    the upper bound of q·k inside the unit, otherwise the dot product. heads: who shares one list,
-    "query" (each query head its own), "group" (the heads of a KV head) or "all"; `reduce` joins
-    their scores. mask "causal" leaves out units whose last token is later than the row's last
-    query.
+    q: q or a downsample() of it; units: k or a downsample() of it; either may be a tensor of the
+    call in its place, [B,X,Sq,Y] or [B,X,Skv,Y], or a downsample() of one, where the heads X of the
+    units serve as many heads of the rows each. By a "minmax" pair the score is the upper bound of
+    q·k inside the unit, otherwise the dot product. heads: who shares one list, "query" (each query
+    head its own), "group" (the heads of a KV head) or "all"; `reduce` joins their scores. mask
+    "causal" leaves out units whose last token is later than the row's last query.
     Raises: UnknownChoice, NotANumber, WrongStage.
     """
     check.stage("score", "q", q, _SIDES, "q or a downsample() of q", "score(q, downsample(k, ...))")

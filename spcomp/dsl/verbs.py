@@ -11,6 +11,7 @@ from spcomp.dsl.selections import as_selection
 from spcomp.dsl.trace import trace_score_mod
 from spcomp.errors import WrongStage
 from spcomp.ir.nodes import (
+    Argument,
     Attend,
     Captured,
     Downsample,
@@ -44,7 +45,7 @@ def downsample(
     over its real tokens, "drop" leaves it out.
     Raises: NegativeCount, NotANumber, UnknownChoice, WrongStage.
     """
-    check.stage("downsample", "x", x, _TENSORS, _SIDES, "pool q, k or v")
+    check.stage("downsample", "x", x, (*_TENSORS, Argument), _SIDES, "pool q, k or v")
     check.choice("downsample", "by", by, POOLINGS)
     check.choice("downsample", "tail", tail, ("keep", "drop"))
     block = check.count("downsample", "block", block, least=1, counts="the tokens of a unit")
@@ -199,10 +200,14 @@ def _narrow(part: Node, rule: Selection) -> Node:
     return Gather(part, rule, where=user_line())
 
 
-def merge(*parts: Node, sinks: Tensor | None = None) -> Merge:
-    """Join attention over disjoint key sets as if it were one softmax (by their LSE).
+def merge(*parts: Node, gates: Any = None, sinks: Tensor | None = None) -> Merge:
+    """Join attention results: by their LSE, as if disjoint key sets were one softmax, or by gates.
 
-    sinks: as in `attend`; they belong to the one softmax, so no part has its own.
+    gates: [B,Hq,Sq,P], one factor a part in their order: a tensor of the call (`tensor("B Hq Sq
+    3")`), or a torch tensor that the pattern keeps. Then out = sum_p gates[..., p] * out_p,
+    whatever the values are, and a row that a part leaves empty adds 0; the LSE is that of all keys
+    together. sinks: as in `attend`; they belong to the one softmax of a merge by LSE, so that no
+    part of it has its own, while each part that gates join may.
     Raises: WrongStage, NegativeCount.
     """
     for part in parts:
@@ -214,7 +219,7 @@ def merge(*parts: Node, sinks: Tensor | None = None) -> Merge:
             "results of attend()",
             "merge(attend(...), attend(...))",
         )
-        if part.sinks is not None:  # type: ignore[attr-defined]
+        if gates is None and part.sinks is not None:  # type: ignore[attr-defined]
             raise WrongStage(
                 where=user_line(),
                 verb="merge",
@@ -224,4 +229,32 @@ def merge(*parts: Node, sinks: Tensor | None = None) -> Merge:
                 way_out="give the sinks to the merge, which counts them once: merge(..., sinks=s).",
             )
     check.count("merge", "the number of parts", len(parts), least=1, counts="results to join")
-    return Merge(parts, sinks=_sinks("merge", sinks), where=user_line())
+    if gates is None:
+        return Merge(parts, sinks=_sinks("merge", sinks), where=user_line())
+    if sinks is not None:
+        raise WrongStage(
+            where=user_line(),
+            verb="merge",
+            argument="sinks",
+            wanted="none beside gates",
+            given="sinks of results that are added, which no softmax joins",
+            way_out="give the sinks to the attends: merge(attend(..., sinks=s), ..., gates=g).",
+        )
+    held = _gates(gates, len(parts))
+    return Merge(parts, "gates", held, where=user_line())
+
+
+def _gates(gates: Any, parts: int) -> Node:
+    record = current()
+    if record is not None and not isinstance(gates, Node) and hasattr(gates, "shape"):
+        gates = record.capture(gates)
+    check.stage(
+        "merge",
+        "gates",
+        gates,
+        (Argument, Captured),
+        f"a tensor [B, Hq, Sq, {parts}]",
+        f"declare it: gates: tensor('B Hq Sq {parts}').",
+    )
+    assert isinstance(gates, Node)
+    return gates

@@ -24,6 +24,7 @@ from spcomp.dsl import (
     score,
     sink,
     stream,
+    tensor,
     topk,
     window,
 )
@@ -89,6 +90,22 @@ def joined(q, k, v):
     far = mask_mod(lambda b, h, i, j: j <= i - 16)
     rest = attend(q, gather(k, far), gather(v, far))
     return merge(near, merge(rest))
+
+
+@pattern
+def gated(q, k, v, gates: tensor("B Hq Sq 2")):
+    """Two results joined by gates of the call, one of them a join by LSE."""
+    near = attend(q, gather(k, window(16)), gather(v, window(16)))
+    return merge(joined(q, k, v), near, gates=gates)
+
+
+@pattern
+def indexed(
+    q, k, v, iq: tensor("B 6 Sq 5", dtype="float32"), ik: tensor("B 1 Skv 5", dtype="float32")
+):
+    """Units chosen by heads and keys of an indexer, one list for all heads."""
+    best = topk(score(iq, downsample(ik, block=16), heads="all", reduce="sum"), k=2)
+    return attend(q, gather(k, best), gather(v, best))
 
 
 @pattern
@@ -158,6 +175,8 @@ def patterns() -> dict[str, Pattern]:
         "two_lists": two_lists(),
         "hooked": hooked(slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625])),
         "joined": joined(),
+        "gated": gated(),
+        "indexed": indexed(),
         "listed": listed(indices=indices, counts=counts),
         "marked": marked(marks=marks),
         "pooled_stream": pooled_stream(),
@@ -186,7 +205,9 @@ def plan_of(name: str, phase: Phase = "prefill", order: LoopOrder | None = None)
 
 
 def tensors(sq: int = 70, skv: int = 70, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Draw q [2,4,sq,8], k [2,2,skv,8] and v [2,2,skv,12]."""
+    """Draw q [2,4,sq,8], k [2,2,skv,8] and v [2,2,skv,12], and what some patterns take besides:
+    gates [2,4,sq,2], iq [2,6,sq,5] and ik [2,1,skv,5]."""
     made = torch.Generator().manual_seed(1)
     sizes = {"q": (2, 4, sq, 8), "k": (2, 2, skv, 8), "v": (2, 2, skv, 12)}
+    sizes |= {"gates": (2, 4, sq, 2), "iq": (2, 6, sq, 5), "ik": (2, 1, skv, 5)}
     return {n: torch.randn(s, generator=made, dtype=dtype) for n, s in sizes.items()}

@@ -383,6 +383,10 @@ WRONG_PLANS = {
         changed(BLOCKS, TilesLaunch, keys=dims.ceildiv(dims.Skv, 16)),
         f"attend counts Skv entries, and 'tiles' {dims.ceildiv(dims.Skv, 16)}",
     ),
+    "gates_fit_parts": (
+        changed(KEYS, MergeLaunch, gates_buf="q"),
+        f"merge joins {dims.least(1, dims.ceildiv(dims.Skv, 64))} parts by 'q' of [B, Hq, Sq, D]",
+    ),
     "merges_join_stacks": (
         changed(KEYS, MergeLaunch, parts=3),
         f"merge joins 3 parts of 'parts', which has {dims.least(1, dims.ceildiv(dims.Skv, 64))}",

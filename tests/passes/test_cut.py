@@ -216,14 +216,3 @@ def test_the_lse_of_a_branch_has_a_name_that_a_later_launch_can_read() -> None:
     )
     assert faults(read) == {}
     assert lifetimes(read)["stream_lse"].last == len(read.launches()) - 1
-
-
-def test_gates_are_refused_with_a_way_out() -> None:
-    result = normal("streaming_llm").result
-    gated = Program("p", (), Merge((result, result), by="gates"))
-    with pytest.raises(CannotLower) as caught:
-        cut(gated, "prefill", SCHEDULE)
-    assert str(caught.value) == (
-        "CannotLower: a merge by gates cannot be lowered: no kernel computes it yet.\n"
-        "  help: use backend='reference', or merge by LSE."
-    )

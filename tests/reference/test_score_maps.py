@@ -130,4 +130,38 @@ def test_bad_arguments_are_refused_with_their_figures() -> None:
     assert "float64" in said(p=torch.zeros(2, dtype=torch.float64))
     assert "rows=6" in said(rows=6) and "6 is no multiple of 4" in said(rows=6)
     assert "block=10" in said(block=10)
-    assert "4*D and of 2*D" in said(other=2)
+    assert "4*D by data units of width 2*D" in said(other=2)
+
+
+def test_heads_that_a_score_joined_are_not_parted_by_its_softmax() -> None:
+    @sp.pattern
+    def wrong(q, k, v, *, first="all", then="group"):
+        chances = sp.softmax(sp.score(q, sp.downsample(k, block=8), heads=first), heads=then)
+        best = sp.topk(chances, k=2, always=sp.own())
+        return sp.attend(q, sp.gather(k, best), sp.gather(v, best))
+
+    q, k = tensors(40, 40)
+    for first, then in (("all", "group"), ("all", "query"), ("group", "query")):
+        with pytest.raises(sp.SpcompError) as caught:
+            sp.compile(wrong(first=first, then=then), backend="reference")(q, k, k)
+        assert f'heads="{then}" of scores with heads="{first}"' in str(caught.value)
+    sp.compile(wrong(first="group", then="all"), backend="reference")(q, k, k)
+
+
+def test_a_sequence_shorter_than_a_unit_has_no_scores_and_attends_to_the_rest() -> None:
+    @sp.pattern
+    def both(q, k, v):
+        keys, values = (sp.downsample(x, block=32, stride=16, tail="drop") for x in (k, v))
+        chances = sp.softmax(sp.score(q, keys), heads="group")
+        best = sp.topk(sp.regroup(chances, block=64), k=1, always=sp.own())
+        return sp.attend(q, [sp.stream(keys, values), sp.gather(sp.stream(k, v), best)])
+
+    q, k = tensors(9, 20)
+    out, lse = sp.compile(both, backend="reference")(q, k, k, return_lse=True)
+    want, want_lse = sp.compile(whole, backend="reference")(q, k, k, return_lse=True)
+    assert torch.equal(out, want) and torch.equal(lse, want_lse)
+
+
+@sp.pattern
+def whole(q, k, v):
+    return sp.attend(q, k, v)

@@ -412,7 +412,7 @@ def test_merging_by_lse_is_one_softmax_over_disjoint_keys() -> None:
 
 
 def test_merging_by_gates_adds_the_parts() -> None:
-    gates = {f"gate{n}": torch.rand(2, 4, 37, dtype=torch.float64) for n in range(2)}
+    gates = torch.randn(2, 4, 37, 2, dtype=torch.float64)
 
     @pattern
     def two(q, k, v):
@@ -424,15 +424,15 @@ def test_merging_by_gates_adds_the_parts() -> None:
     program = two().program
     merged = program.result
     assert isinstance(merged, Merge)
-    nodes = tuple(Captured(name, (2, 4, 37), "float64") for name in gates)
-    gated = type(program)("gated", (), Merge(merged.parts, "gates", nodes))
+    held = Captured("gates", (2, 4, 37, 2), "float64")
+    gated = type(program)("gated", (), Merge(merged.parts, "gates", held))
     q, k, v = qkv(SHAPE)
     from spcomp.backends.reference.pattern import run_program
 
-    out, _ = run_program(gated, {"q": q, "k": k, "v": v, **gates}, chunk_rows=8)
+    out, _ = run_program(gated, {"q": q, "k": k, "v": v, "gates": gates}, chunk_rows=8)
     near, _ = oracle.attention(q, k, v, CAUSAL & (T - 4 < KEY))
     far, _ = oracle.attention(q, k, v, CAUSAL & (KEY < 6))
-    want = gates["gate0"][..., None] * near + gates["gate1"][..., None] * far
+    want = gates[..., :1] * near + gates[..., 1:] * far
     torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
 
 

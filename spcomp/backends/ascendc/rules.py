@@ -42,6 +42,11 @@ def _refusals(plan: Plan, spec: Specialisation) -> Iterator[Refusal]:
                 f"must be a multiple of {FRACTAL} and at most {MAX_HEAD_DIM}",
                 "pad the heads, or use backend='reference'.",
             )
+    for buffer in plan.buffers:
+        if buffer.kind == "input" and buffer.name not in ("q", "k", "v"):
+            yield Refusal(
+                f"the tensor {buffer.name} of a call", "none of its kernels reads it", REFERENCE
+            )
     for launch in plan.launches():
         yield from _of_launch(launch)
         yield from _of_axes(launch, spec)

@@ -22,8 +22,10 @@ def result_of(node: Node, call: Call, start: int, stop: int) -> Result:
     """Run an attend, or a merge of several, for query rows [start, stop)."""
     if isinstance(node, Merge):
         parts = [result_of(p, call, start, stop) for p in node.parts]
-        gates = [call.tensor(g)[:, :, start:stop].to(call.dtype) for g in node.gates]
-        result = gated(parts, gates) if node.by == "gates" else merged(parts)
+        if node.gates is None:
+            result = merged(parts)
+        else:
+            result = gated(parts, call.tensor(node.gates)[:, :, start:stop].to(call.dtype))
     else:
         assert isinstance(node, Attend), node
         result = _attend(node, call, start, stop)
@@ -109,7 +111,7 @@ def softmax(logits: Tensor, values: list[Tensor]) -> Result:
     first = 0
     for held in values:
         part = weights[..., first : first + held.shape[2]]
-        grouped = part.reshape(b, held.shape[1], -1, held.shape[2])
+        grouped = part.reshape(b, held.shape[1], heads // held.shape[1] * rows, held.shape[2])
         out = out + (grouped @ held).reshape(b, heads, rows, -1)
         first += held.shape[2]
     return out / total_or_one, lse
@@ -143,9 +145,13 @@ def beside_sinks(result: Result, sinks: Tensor) -> Result:
     return out * share[..., None], lse
 
 
-def gated(parts: list[Result], gates: list[Tensor]) -> Result:
-    """Add results weighted by a gate [B,Hq,R] each; the lse is that of all their keys together."""
-    out = sum(g[..., None] * o for g, (o, _) in zip(gates, parts, strict=True))
+def gated(parts: list[Result], gates: Tensor) -> Result:
+    """Add results weighted by gates [B,Hq,R,P], one a part; the lse is that of all their keys.
+
+    A row that a part leaves empty adds 0, whatever its gate.
+    """
+    pairs = zip(gates.unbind(-1), parts, strict=True)
+    out = sum(g.masked_fill(lse == -torch.inf, 0.0)[..., None] * o for g, (o, lse) in pairs)
     assert isinstance(out, Tensor)
     return out, merged(parts)[1]
 

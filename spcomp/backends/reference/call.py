@@ -19,6 +19,7 @@ from spcomp.backends.reference.pooling import (
 from spcomp.errors import CannotLower
 from spcomp.ir import dims
 from spcomp.ir.nodes import (
+    Argument,
     Attend,
     Captured,
     Downsample,
@@ -36,11 +37,11 @@ from spcomp.ir.program import Program
 class Call:
     """A program on the tensors of one call.
 
-    `tensors` holds q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv] and the captured tables by
-    name; `kept` the states that are read instead of being pooled, `<name>.max` and, of a minmax
-    pair, `<name>.min`. Pooled units, and keys in the dtype of the computation, are made here, so
-    that what runs for each chunk of rows leaves nothing behind (a chunk may run twice: once more
-    when its gradient is asked for).
+    `tensors` holds q [B,Hq,Sq,D], k [B,Hkv,Skv,D], v [B,Hkv,Skv,Dv], what the call brings beside
+    them, and the captured tables, by name; `kept` the states that are read instead of being pooled,
+    `<name>.max` and, of a minmax pair, `<name>.min`. Pooled units, and keys in the dtype of the
+    computation, are made here, so that what runs for each chunk of rows leaves nothing behind (a
+    chunk may run twice: once more when its gradient is asked for).
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Call:
             "D": int(q.shape[3]),
             "Dv": int(v.shape[3]),
         }
+        for argument in program.arguments():
+            dims.bind(argument.dims, tensors[argument.name].shape, self.env)
         self.dtype, self.out_dtype, self.device = compute_dtype(q.dtype), q.dtype, q.device
         self._values: dict[Node, Pooled] = {}
         self._grids: dict[Node, Grid] = {}
@@ -101,7 +104,7 @@ class Call:
 
     def value(self, node: Node) -> Pooled:
         """Give a value and, for a minmax pair, its minima: [B,H,U,D] in the dtype of the input."""
-        if isinstance(node, (Input, Captured)):
+        if isinstance(node, (Input, Captured, Argument)):
             return self.tensors[node.name], None
         if isinstance(node, State):
             return self._state(node)

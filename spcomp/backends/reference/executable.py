@@ -11,7 +11,7 @@ from spcomp.backends.reference.pattern import run_program
 from spcomp.backends.reference.plan import run_plan
 from spcomp.backends.reference.pooling import pool
 from spcomp.ir.launches import PoolLaunch
-from spcomp.ir.nodes import Downsample, Input, State
+from spcomp.ir.nodes import Argument, Downsample, Input, State
 from spcomp.ir.nodes.downsample import Pooling
 from spcomp.ir.plan import Plan
 from spcomp.ir.program import Program
@@ -50,8 +50,8 @@ class PlanExecutable:
 class ProgramExecutable:
     """A pattern, run stage by stage without a plan (see `Executable`).
 
-    It computes what no plan says yet, such as merges by gates, keeps no list, and is
-    differentiable with the memory of a few chunks.
+    It computes what no plan says, keeps no list, and is differentiable with the memory of a few
+    chunks.
     """
 
     def __init__(self, program: Program) -> None:
@@ -77,11 +77,11 @@ class ProgramExecutable:
                 x = tensors[source.name]
                 renew(x, high, low, value.by, value.block, value.stride, begin)
 
-    def _states(self) -> Iterator[tuple[State, Downsample, Input]]:
+    def _states(self) -> Iterator[tuple[State, Downsample, Input | Argument]]:
         for node in self.program.stages():
             if isinstance(node, State):
                 assert isinstance(node.value, Downsample)
-                assert isinstance(node.value.x, Input)
+                assert isinstance(node.value.x, (Input, Argument))
                 yield node, node.value, node.value.x
 
 

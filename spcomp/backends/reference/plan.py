@@ -56,8 +56,16 @@ class Trace:
     buffers: Mapping[str, Tensor]
 
 
-def env_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Give the symbols of a call from its q, k and v."""
+def env_of(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Give the symbols of a call from its q, k, v and what it brings beside them."""
+    env = _lengths(tensors)
+    for buffer in plan.buffers:
+        if buffer.kind == "input":
+            dims.bind(buffer.dims, tensors[buffer.name].shape, env)
+    return env
+
+
+def _lengths(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     q, k, v = (tensors[n] for n in ("q", "k", "v"))
     return {
         "B": int(q.shape[0]),
@@ -87,7 +95,7 @@ def run_plan(
     Returns: out [B,Hq,Sq,Dv] in q's dtype, lse [B,Hq,Sq] float32 (float64 for float64), natural
     log.
     """
-    env = env_of(inputs)
+    env = env_of(plan, inputs)
     rows = _rows(plan, env, slab_rows)
     whole = Slab(plan, dict(inputs), {**env, "R": min(rows, env["Sq"]), "R0": 0})
     _allocate(whole, (b.name for b in plan.buffers if b.kind == "output"), {})

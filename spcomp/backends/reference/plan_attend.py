@@ -8,6 +8,7 @@ from torch import Tensor
 from spcomp.backends.reference.attending import (
     Result,
     beside_sinks,
+    gated,
     hooked,
     merged,
     scaled_products,
@@ -166,7 +167,7 @@ def run_keys(launch: KeysLaunch, slab: Slab) -> None:
 
 
 def run_merge(launch: MergeLaunch, slab: Slab) -> None:
-    """Join parts by their LSE; a part that a row does not have is not read."""
+    """Join parts by their LSE or by gates; a part that a row does not have is not read."""
     part_lse = slab.read(launch.part_lse_buf)
     part = slab.read(launch.part_buf).to(part_lse.dtype)
     if launch.part_axis == 3:
@@ -181,7 +182,12 @@ def run_merge(launch: MergeLaunch, slab: Slab) -> None:
             part.new_zeros(1, *part.shape[1:]),
             part_lse.new_full((1, *part_lse.shape[1:]), -torch.inf),
         )
-    _finish(launch, merged(list(zip(part, part_lse, strict=True))), slab)
+    results = list(zip(part, part_lse, strict=True))
+    if launch.gates_buf:
+        joined = gated(results, slab.rows_of(launch.gates_buf).to(part.dtype))
+    else:
+        joined = merged(results)
+    _finish(launch, joined, slab)
 
 
 def _finish(launch: AttendLaunch | GatherLaunch | MergeLaunch, result: Result, slab: Slab) -> None:

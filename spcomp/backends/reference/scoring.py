@@ -90,7 +90,8 @@ def shared(by_head: Tensor, kv_heads: int, heads: HeadSharing, reduce: Reduction
     if heads == "query":
         return by_head
     lists = kv_heads if heads == "group" else 1
-    grouped = by_head.reshape(by_head.shape[0], lists, -1, *by_head.shape[2:])
+    batch, joined = by_head.shape[0], by_head.shape[1] // lists
+    grouped = by_head.reshape(batch, lists, joined, *by_head.shape[2:])
     if reduce == "max":
         return grouped.amax(dim=2)
     return grouped.mean(dim=2) if reduce == "mean" else grouped.sum(dim=2)
@@ -119,7 +120,12 @@ def _probabilities(call: Call, node: Softmax, rows: Rows) -> Tensor:
     chances = (logits - total.masked_fill(total == -torch.inf, 0.0)).exp()
     if node.heads is None:
         return chances
-    return shared(chances, call.env["Hkv"], node.heads, node.reduce)
+    return shared(chances, _heads_of_units(call, node), node.heads, node.reduce)
+
+
+def _heads_of_units(call: Call, node: Softmax) -> int:
+    high, _ = call.wide(score_below(node).k)
+    return int(high.shape[1])
 
 
 def _of_candidates(

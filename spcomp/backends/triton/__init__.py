@@ -72,7 +72,8 @@ class TritonBackend:
                 "its kernels compute in " + ", ".join(DTYPES),
                 "cast the tensors, or use backend='reference'.",
             )
-        for name, value in (("head_dim", spec.head_dim), ("value_dim", spec.value_dim)):
+        own = (("head_dim", spec.head_dim), ("value_dim", spec.value_dim))
+        for name, value in (*own, *spec.widths):
             if value > MAX_HEAD_DIM:
                 return Refusal(
                     f"{name} = {value}",
@@ -81,7 +82,9 @@ class TritonBackend:
                 )
         from spcomp.ir.passes.fit_target import fit_target
 
-        return fit_target(plan, target, spec.head_dim, spec.value_dim, spec.element_bytes)
+        return fit_target(
+            plan, target, spec.head_dim, spec.value_dim, spec.element_bytes, dict(spec.widths)
+        )
 
     def interpret(self, program: Program) -> Executable | None:
         """Give None: kernels are made from plans."""

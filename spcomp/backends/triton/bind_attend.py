@@ -243,6 +243,10 @@ def bind_merge(launch: MergeLaunch, plan: Plan) -> Binding:
         pointers.append(("cnt_ptr", launch.part_lse_buf))
         strides.append(("cnt", launch.part_lse_buf, "bh"))
 
+    if launch.gates_buf:
+        pointers.append(("gate_ptr", launch.gates_buf))
+        strides.append(("gate", launch.gates_buf, "bhs"))
+
     def scalars(call: Call) -> dict[str, Number]:
         parts = call.tensor(launch.part_buf).shape[launch.part_axis]
         shared = call.list_group(launch.count_buf) if launch.count_buf else 1

@@ -54,9 +54,11 @@ def _scoring(
 
 def _score_scalars(launch: SelectLaunch | ScoreLaunch, lists: str, call: Call) -> dict[str, Number]:
     env, granule = call.env, launch.rule.granule
+    heads, shared = (call.tensor(n).shape[1] for n in (launch.rows_buf, launch.units_buf))
     return {
         **shape_of(env),
-        "list_group": call.list_group(lists),
+        "group": heads // shared,  # those of q and k, or of tensors the call brings beside them
+        "list_group": heads // call.tensor(lists).shape[1],
         "n_lists": call.tensors[lists].shape[1],
         "row_begin": env["R0"] // granule,
         "n_rows": ceildiv(env["R"], granule),
@@ -106,7 +108,7 @@ def bind_score(launch: ScoreLaunch, plan: Plan) -> Binding:
     def scalars(call: Call) -> dict[str, Number]:
         lists = call.tensors[launch.scores_buf].shape[1]
         shared = _score_scalars(launch, launch.scores_buf, call)
-        groups = lists if is_shared else call.env["Hkv"]
+        groups = lists if is_shared else call.tensor(launch.units_buf).shape[1]
         return {**shared, "n_groups": groups, "n_runs": runs(call, groups)}
 
     def runs(call: Call, groups: int) -> int:

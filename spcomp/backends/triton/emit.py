@@ -56,6 +56,15 @@ class Setting:
         """Whether dots must be IEEE."""
         return self.spec.dtype == "float32"
 
+    def width(self, name: str) -> int:
+        """Give the last dim of a buffer, a constant of every kernel that reads it."""
+        return dims.evaluate(self.plan.buffer(name).dims[-1], self.spec.constants())
+
+    def dtype(self, name: str) -> str:
+        """Give the dtype of a buffer."""
+        declared = self.plan.buffer(name).dtype
+        return self.spec.dtype if declared == "data" else declared
+
     def inputs(self, names: tuple[str, ...]) -> tuple[CapturedArg, ...]:
         """Give the captured tensors of a launch as kernel arguments."""
         return tuple(CapturedArg(n, len(self.plan.buffer(n).dims)) for n in dict.fromkeys(names))
@@ -86,11 +95,10 @@ def _render(plan: Plan, launch: Launch, target: Target, spec: Specialisation) ->
 
 
 def _pool(launch: PoolLaunch, s: Setting) -> object:
-    is_query = launch.x_buf == "q" or launch.x_buf == "k"
     return pool.pool_context(
         header=s.header,
         by=launch.by,
-        head_dim=s.spec.head_dim if is_query else s.spec.value_dim,
+        head_dim=s.width(launch.x_buf),
         block=launch.block,
         stride=launch.stride,
         unit_tile=launch.axis("unit_tile"),
@@ -104,14 +112,14 @@ def _scored(launch: SelectLaunch | ScoreLaunch, s: Setting) -> dict[str, Any]:
     rule = launch.rule
     return {
         "header": s.header,
-        "head_dim": s.spec.head_dim,
+        "head_dim": s.width(launch.rows_buf),
         "block_u": launch.axis("block_u"),
         "granule": rule.granule,
         "is_bound": bool(launch.low_buf),
         "reduction": "none" if rule.heads == "query" else rule.reduce,
         "visible": rule.visible,
         "forced": rule.forced,
-        "is_float32": s.is_float32,
+        "is_float32": s.dtype(launch.rows_buf) == "float32",
         "is_interpreted": s.is_interpreted,
     }
 
@@ -152,7 +160,7 @@ def _invert(launch: InvertLaunch, s: Setting) -> object:
 
 def _is_pooled(launch: TilesLaunch | Attending) -> bool:
     """Tell whether the entries of a launch's stream are units and not tokens."""
-    return launch.keys != dims.Skv
+    return bool(launch.keys != dims.Skv)
 
 
 def _pairs(launch: Attending, s: Setting) -> dict[str, Any]:
@@ -238,6 +246,7 @@ def _merge(launch: MergeLaunch, s: Setting) -> object:
         block_p=launch.axis("block_p"),
         has_counts=bool(launch.count_buf),
         has_sinks=bool(launch.sinks_buf),
+        has_gates=bool(launch.gates_buf),
         is_interpreted=s.is_interpreted,
     )
 

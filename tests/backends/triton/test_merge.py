@@ -28,13 +28,14 @@ def run(
     plse: Tensor,
     *,
     cnt: Tensor | None = None,
+    gates: Tensor | None = None,
     sq: int | None = None,
     row_begin: int = 0,
     store_begin: int = 0,
     dtype: torch.dtype = torch.float32,
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Merge part [P,B,Hq,Nr,Dv] and plse [P,B,Hq,Nr] in any strides."""
+    """Merge part [P,B,Hq,Nr,Dv] and plse [P,B,Hq,Nr] in any strides; gates [B,Hq,Sq,P]."""
     n_parts, batch, hq, rows, dv = part.shape
     sq = rows if sq is None else sq
     context = merge_context(
@@ -44,6 +45,7 @@ def run(
         block_p=2,
         has_counts=cnt is not None,
         has_sinks=sinks is not None,
+        has_gates=gates is not None,
         is_interpreted=True,
     )
     kernel = import_rendered(TEMPLATE, context, folder).merge_kernel
@@ -51,9 +53,10 @@ def run(
     lse = torch.full((batch, hq, sq), math.nan)
     counts = torch.zeros(1, 1, 1, dtype=torch.int32) if cnt is None else cnt
     kernel[(batch * hq * -(-rows // 4),)](
-        *(part, plse, out, lse, counts),
+        *(part, plse, out, lse, counts, *([] if gates is None else [gates])),
         *(*part.stride()[:4], *plse.stride(), *out.stride()[:3]),
         *(*lse.stride()[:2], *counts.stride()[:2]),
+        *(() if gates is None else gates.stride()[:3]),
         *(n_parts, sq, hq, hq // counts.shape[1], row_begin, store_begin, rows),
         *(() if sinks is None else (sinks, sinks.stride(0))),
     )
@@ -144,15 +147,40 @@ def test_parts_beyond_a_rows_count_are_never_read(tmp_path, store_begin):
     assert int(torch.isnan(lse[0, 0]).sum()) == 3
 
 
-@pytest.mark.parametrize("has_sinks", [False, True])
-def test_sm90_code_does_not_spill(tmp_path, has_sinks):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("store_begin", [0, 3])
+def test_gates_of_the_whole_call_join_the_parts_of_a_slab(tmp_path, store_begin, dtype):
+    """Rows are those of a slab that begins at token 3; gates of empty parts are NaN."""
+    part, plse = random_parts((3, 2, 4, 6, 17))
+    plse[:, 1, 2, 4], part[:, 1, 2, 4] = -math.inf, 0.0
+    gates = torch.randn(2, 9, 4, 5, dtype=dtype).transpose(1, 2)[..., 1:4]
+    is_empty = (plse == -math.inf).movedim(0, -1)
+    gates[:, :, 3:][is_empty] = math.nan
+    out, lse = run(
+        tmp_path, part, plse, gates=gates, sq=8, row_begin=3, store_begin=store_begin, dtype=dtype
+    )
+    factors = gates[:, :, 3:].double().masked_fill(is_empty, 0.0).movedim(-1, 0)
+    want = (factors[..., None] * part.double()).sum(0)[:, :, :5]
+    rounded = (want.to(dtype).double() - want).abs().max().item()
+    at = 3 - store_begin
+    stored = slice(at, at + 5)  # the slab's sixth row would be token 8 of 8
+    assert (out[:, :, stored].double() - want).abs().max().item() <= 2 * rounded + 2e-6
+    whole = plse.double().logsumexp(0).float()[:, :, :5]
+    torch.testing.assert_close(lse[:, :, stored], whole, rtol=1e-6, atol=1e-6)
+    assert int(torch.isnan(lse[0, 0]).sum()) == 3
+    assert lse[1, 2, at + 4] == -math.inf and (out[1, 2, at + 4] == 0).all()
+
+
+@pytest.mark.parametrize(("has_sinks", "has_gates"), [(False, False), (True, False), (False, True)])
+def test_sm90_code_does_not_spill(tmp_path, has_sinks, has_gates):
     context = merge_context(
         header=("A test.",),
         value_dim=128,
         block_r=8,
         block_p=4,
-        has_counts=True,
+        has_counts=not has_gates,
         has_sinks=has_sinks,
+        has_gates=has_gates,
     )
     path = write_rendered(TEMPLATE, context, tmp_path)
     types = {

@@ -191,6 +191,7 @@ class MergeContext:
     block_p: int
     has_counts: bool
     has_sinks: bool
+    has_gates: bool
     is_interpreted: bool
 
 
@@ -202,6 +203,7 @@ def merge_context(
     block_p: int,
     has_counts: bool,
     has_sinks: bool = False,
+    has_gates: bool = False,
     is_interpreted: bool = False,
 ) -> MergeContext:
     """Make the context of the merge; `block_r` rows x `block_p` parts (powers of two) a step."""
@@ -215,5 +217,6 @@ def merge_context(
         block_p=block_p,
         has_counts=has_counts,
         has_sinks=has_sinks,
+        has_gates=has_gates,
         is_interpreted=is_interpreted,
     )

@@ -309,3 +309,40 @@ def test_the_ascendc_backend_refuses_sinks_by_name() -> None:
         "them.\n"
         "  help: use backend='reference'."
     )
+
+
+# ---- beside gates --------------------------------------------------------------------------------
+
+
+@sp.pattern
+def gated(q, k, v, gates: sp.tensor("B Hq Sq 2"), *, sinks):
+    """A window beside sink logits and the first keys, added by gates."""
+    near_ = sp.attend(q, sp.gather(k, sp.window(20)), sp.gather(v, sp.window(20)), sinks=sinks)
+    return sp.merge(
+        near_, sp.attend(q, sp.gather(k, sp.sink(6)), sp.gather(v, sp.sink(6))), gates=gates
+    )
+
+
+@pytest.mark.parametrize("rows", [50, 3])
+def test_a_part_that_gates_join_has_its_own_sinks(rows: int) -> None:
+    sinks = torch.randn(4)
+    q, k, v = tensors(rows, 50)
+    gates = torch.rand(q.shape[0], 4, rows, 2)
+    first, second = gates.double()[..., None].unbind(3)
+    close, _ = oracle.attention(q, k, v, oracle.window_mask(rows, 50, 20), sinks=sinks)
+    early, _ = oracle.attention(q, k, v, oracle.causal_mask(rows, 50) & (torch.arange(50) < 6))
+    device = device_of("triton")
+    for backend in ("reference", "triton"):
+        attention = sp.compile(gated(sinks=sinks.to(device)), backend=backend)
+        out = attention(*(x.to(device) for x in (q, k, v)), gates=gates.to(device))
+        assert oracle.error(out.cpu(), first * close + second * early) < 1e-5
+
+
+def test_sinks_of_a_merge_by_gates_are_refused() -> None:
+    @sp.pattern
+    def wrong(q, k, v, gates: sp.tensor("B Hq Sq 2"), *, sinks):
+        part = sp.attend(q, k, v)
+        return sp.merge(part, part, gates=gates, sinks=sinks)
+
+    with pytest.raises(SpcompError, match="none beside gates"):
+        wrong(sinks=torch.randn(4))

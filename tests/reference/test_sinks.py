@@ -176,19 +176,20 @@ def test_a_pooled_stream_shares_the_softmax_with_the_sinks() -> None:
 
 def test_each_part_of_a_merge_by_gates_has_a_softmax_and_sinks_of_its_own() -> None:
     sinks = torch.randn(4, dtype=torch.float64)
-    gate = torch.rand(2, 4, 37, dtype=torch.float64)
+    gate = torch.rand(2, 4, 37, 2, dtype=torch.float64)
     made = near(sinks=sinks)
 
     @pattern
     def early(q, k, v):
         return attend(q, gather(k, sink(6)), gather(v, sink(6)), mask=None)
 
-    node = Captured("gate", (2, 4, 37), "float64")
+    node = Captured("gate", (2, 4, 37, 2), "float64")
     parts = made.program.result, early().program.result
-    gated = Program("gated", (), Merge(parts, "gates", (node, node)))
+    gated = Program("gated", (), Merge(parts, "gates", node))
     check(gated, "infer_types")
     q, k, v = qkv(Shape(2, 4, 2, 37, 53, 8, 5))
     out, _ = run_program(gated, {**inputs(made, q, k, v), "gate": gate})
     beside, _ = oracle.attention(q, k, v, oracle.window_mask(37, 53, 9), sinks=sinks)
     plain, _ = oracle.attention(q, k, v, torch.arange(53) < 6)
-    assert oracle.error(out, gate[..., None] * (beside + plain)) <= 1e-12
+    first, second = gate[..., None].unbind(3)
+    assert oracle.error(out, first * beside + second * plain) <= 1e-12

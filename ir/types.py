@@ -201,6 +201,13 @@ def _check_product(node: Score, q: TensorType, k: TensorType) -> None:
             why="their product needs one width and one dtype",
             way_out="declare both sides with the same last dim and dtype.",
         )
+    if q.dtype != DATA and "float" not in q.dtype:
+        raise CannotLower(
+            where=node.where,
+            what=f"a score of {q.dtype} rows",
+            why="scores are products in floating point",
+            way_out="declare both sides as 'data' or a float dtype.",
+        )
     heads, groups = q.dims[1], k.dims[1]
     whole = isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0
     if not (whole or groups in (1, heads) or (heads, groups) == (dims.Hq, dims.Hkv)):

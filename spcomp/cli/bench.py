@@ -15,7 +15,9 @@ from spcomp.cli.options import (
     ORDERS,
     Axis,
     as_json,
+    dim_option,
     dtype_option,
+    own_sizes,
     pattern_argument,
     shape_option,
     values_of,
@@ -44,6 +46,7 @@ class Line:
 @pattern_argument
 @shape_option("The call; at most 16 query rows are decode.", required=True)
 @dtype_option
+@dim_option
 @click.option("--order", type=click.Choice(ORDERS), help="Insist on a loop order of prefill.")
 @click.option("--axis", "axes", type=Axis(), multiple=True, help="A schedule axis.")
 @click.option("--target", default="sm90", show_default=True, help="The chip, where no card is.")
@@ -54,6 +57,7 @@ def bench(
     settings: tuple[Any, ...],
     shape: Mapping[str, int],
     dtype: str,
+    own: tuple[tuple[str, int], ...],
     order: Any,
     axes: tuple[tuple[str, str, int], ...],
     target: str,
@@ -65,6 +69,7 @@ def bench(
     Without a card both are predicted by the cost model, and the table says so.
     """
     made = load_pattern(pattern, values_of(settings))
+    shape = {**shape, **own_sizes(made.program, own, is_whole=True)}
     changes: dict[str, dict[str, int]] = {}
     for kernel, axis, value in axes:
         changes.setdefault(kernel, {})[axis] = value
@@ -85,9 +90,10 @@ def _measured(
     attention: api.Attention, shape: Mapping[str, int], dtype: str, seed: int
 ) -> list[Line]:
     q, k, v = sample.random_sample(shape, dtype, "cuda", seed)
-    built = attention.built(q, k, v)
+    own = sample.random_arguments(attention.takes, shape, dtype, "cuda", seed + 1)
+    built = attention.built(q, k, v, scale=None, **own)
     with torch.no_grad():
-        ours = _timed(lambda: attention(q, k, v))
+        ours = _timed(lambda: attention(q, k, v, scale=None, return_lse=False, **own))
         dense = _timed(measure.dense_attention(q, k, v))
     assert built.plan is not None
     floors = price.floors_ms(cost.costs_of(built.plan), shape, built.spec, built.target)

@@ -13,7 +13,7 @@ from spcomp import api
 from spcomp.autotune.fidelity import agreement
 from spcomp.dsl import Pattern
 from spcomp.errors import SpcompError
-from spcomp.ir.nodes import Attend, Merge, Stream
+from spcomp.ir.nodes import Argument, Attend, Merge, Stream
 from spcomp.ir.types import is_token_stream
 
 
@@ -100,7 +100,9 @@ def check_is_mask(pattern: Pattern) -> None:
     """
     for node in pattern.program.stages():
         why = ""
-        if isinstance(node, Attend) and node.score_mod is not None:
+        if isinstance(node, Argument):
+            why = f"takes the tensor {node.name} beside q, k and v"
+        elif isinstance(node, Attend) and node.score_mod is not None:
             why = "changes scores by a score_mod"
         elif isinstance(node, Merge) and node.by == "gates":
             why = "joins results by gates"

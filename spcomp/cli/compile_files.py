@@ -16,11 +16,13 @@ from spcomp.cli.options import (
     Setup,
     as_json,
     lowering_options,
+    own_sizes,
     pattern_argument,
     phase_option,
     schedule_of,
     setup_for,
     values_of,
+    widths_of,
 )
 from spcomp.cli.output import print_json, print_table, say
 from spcomp.cli.patterns import load_pattern
@@ -51,13 +53,16 @@ def compile_files(
     dtype: str,
     head_dim: int,
     value_dim: int | None,
+    own: tuple[tuple[str, int], ...],
     axes: tuple[Any, ...],
     folder: Path,
     json_: bool,
 ) -> None:
     """Compile PATTERN for a target into a folder: source, binaries, manifest. No GPU is needed."""
     made = load_pattern(pattern, values_of(settings))
-    setup = setup_for(target, dtype, head_dim, value_dim)
+    sizes = own_sizes(made.program, own, is_whole=False)
+    widths = widths_of(made.program, sizes)
+    setup = setup_for(target, dtype, head_dim, value_dim, widths)
     plan = compiler.lower(
         made,
         backend=setup.backend,

@@ -13,11 +13,13 @@ from spcomp.cli.options import (
     Setup,
     as_json,
     lowering_options,
+    own_sizes,
     pattern_argument,
     schedule_of,
     setup_for,
     shape_option,
     values_of,
+    widths_of,
 )
 from spcomp.cli.output import mebibytes, print_json, print_table, scaled
 from spcomp.cli.patterns import load_pattern
@@ -38,6 +40,7 @@ def explain(
     dtype: str,
     head_dim: int,
     value_dim: int | None,
+    own: tuple[tuple[str, int], ...],
     axes: tuple[Any, ...],
     shape: Mapping[str, int],
     json_: bool,
@@ -49,7 +52,10 @@ def explain(
     """
     del head_dim, value_dim
     made = load_pattern(pattern, values_of(settings))
-    setup = setup_for(target, dtype, shape["D"], shape["Dv"])
+    sizes = own_sizes(made.program, own, is_whole=True)
+    widths = widths_of(made.program, sizes)
+    setup = setup_for(target, dtype, shape["D"], shape["Dv"], widths)
+    shape = {**shape, **sizes}
     phase = compiler.phase_for(shape["Sq"])
     plan = compiler.lower(
         made,

@@ -12,8 +12,9 @@ import click
 from spcomp.backends import registry
 from spcomp.backends.base import Backend, Specialisation, default_schedule
 from spcomp.cli.patterns import Value
-from spcomp.errors import HeadsDoNotDivide
+from spcomp.errors import HeadsDoNotDivide, SizeUnknown, UnknownChoice
 from spcomp.ir.plan import LoopOrder
+from spcomp.ir.program import Program
 from spcomp.ir.schedule import Schedule
 from spcomp.ir.target import Target
 
@@ -84,6 +85,23 @@ class Axis(ParamType):
         return kernel, axis, int(number)
 
 
+class Size(ParamType):
+    """Hi=64, the size of a dim that the pattern named."""
+
+    name = "NAME=N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Split the name from its size."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = value.partition("=")
+        if not (name.isidentifier() and number.isdecimal() and int(number)):
+            self.fail(f"{value!r} is not of the form name=number, 1 or more.", param, ctx)
+        return name, int(number)
+
+
 class Shape(ParamType):
     """B=1,Hq=32,Hkv=8,Sq=4096,D=128; what is left out follows from the rest."""
 
@@ -136,14 +154,45 @@ class Setup:
     spec: Specialisation
 
 
-def setup_for(target: str, dtype: str, head_dim: int, value_dim: int | None) -> Setup:
+def setup_for(
+    target: str,
+    dtype: str,
+    head_dim: int,
+    value_dim: int | None,
+    widths: tuple[tuple[str, int], ...] = (),
+) -> Setup:
     """Give the backend, target and specialisation the options name.
 
     Raises: UnknownTarget.
     """
     found = registry.target(target)
-    spec = Specialisation(dtype, head_dim, head_dim if value_dim is None else value_dim)
+    value_dim = head_dim if value_dim is None else value_dim
+    spec = Specialisation(dtype, head_dim, value_dim, widths=widths)
     return Setup(registry.backend(found.backend), found, spec)
+
+
+def own_sizes(
+    program: Program, given: tuple[tuple[str, int], ...], *, is_whole: bool
+) -> dict[str, int]:
+    """Give the sizes of the dims that a pattern named, of repeated --dim options.
+
+    is_whole: all of them are needed, and not only widths, without which there is no kernel.
+    Raises: UnknownChoice for a name the pattern does not have, SizeUnknown.
+    """
+    sizes, known = dict(given), program.names()
+    for name in sizes:
+        if name not in known:
+            choices = ", ".join(known) or "those that the pattern names; it names none"
+            raise UnknownChoice(verb="--dim", name="the dim", value=name, choices=choices)
+    for name in known if is_whole else ():
+        if name not in sizes:
+            raise SizeUnknown(where=program.where, pattern=program.name, name=name)
+    return sizes
+
+
+def widths_of(program: Program, sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Give those sizes that kernels are specialised on."""
+    return tuple((name, sizes[name]) for name in program.widths() if name in sizes)
 
 
 def schedule_of(setup: Setup, axes: tuple[tuple[str, str, int], ...]) -> Schedule | None:
@@ -188,6 +237,15 @@ pattern_argument = _stacked(
     ),
 )
 
+dim_option = click.option(
+    "--dim",
+    "own",
+    type=Size(),
+    multiple=True,
+    metavar=Size.name,
+    help="The size of a dim that the pattern named; may be repeated.",
+)
+
 dtype_option = click.option(
     "--dtype", type=Dtype(), default="bf16", show_default=True, metavar=Dtype.name
 )
@@ -202,6 +260,7 @@ lowering_options = _stacked(
     dtype_option,
     click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True),
     click.option("--value-dim", type=click.IntRange(1), help="Default: the head dimension."),
+    dim_option,
     click.option(
         "--axis", "axes", type=Axis(), multiple=True, help="A schedule axis; may be repeated."
     ),

@@ -13,12 +13,14 @@ from spcomp.cli.options import (
     Setup,
     as_json,
     lowering_options,
+    own_sizes,
     pattern_argument,
     phase_option,
     schedule_of,
     setup_for,
     shape_option,
     values_of,
+    widths_of,
 )
 from spcomp.cli.output import print_json
 from spcomp.cli.patterns import load_pattern
@@ -56,6 +58,7 @@ def show(
     dtype: str,
     head_dim: int,
     value_dim: int | None,
+    own: tuple[tuple[str, int], ...],
     axes: tuple[Any, ...],
     cost: bool,
     shape: Mapping[str, int] | None,
@@ -65,7 +68,10 @@ def show(
     if shape is not None:
         head_dim, value_dim = shape["D"], shape["Dv"]
     made = load_pattern(pattern, values_of(settings))
-    setup = setup_for(target, dtype, head_dim, value_dim)
+    sizes = own_sizes(made.program, own, is_whole=shape is not None)
+    shape = None if shape is None else {**shape, **sizes}
+    widths = widths_of(made.program, sizes)
+    setup = setup_for(target, dtype, head_dim, value_dim, widths)
 
     def plan() -> Plan:
         return compiler.lower(

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from spcomp.ir import dims
+from spcomp.ir.nodes import Argument
 
 ALIGNED_BYTES = 16
 INDEX = "tensors.json"
@@ -29,6 +32,23 @@ def random_sample(
         for names in (("B", "Hq", "Sq", "D"), ("B", "Hkv", "Skv", "D"), ("B", "Hkv", "Skv", "Dv"))
     )
     return q, k, v
+
+
+def random_arguments(
+    takes: Sequence[Argument], shape: Mapping[str, int], dtype: str, device: str, seed: int
+) -> dict[str, Tensor]:
+    """Draw what a call brings beside q, k and v, by name: floats from a normal distribution, and
+    zeros for integers. shape: also of the dims that the pattern named."""
+    generator = torch.Generator(device).manual_seed(seed)
+    drawn = {}
+    for node in takes:
+        kind = getattr(torch, dtype if node.dtype == "data" else node.dtype)
+        sizes = [dims.evaluate(d, shape) for d in node.dims]
+        if kind.is_floating_point:
+            drawn[node.name] = torch.randn(sizes, generator=generator, device=device, dtype=kind)
+        else:
+            drawn[node.name] = torch.zeros(sizes, device=device, dtype=kind)
+    return drawn
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

@@ -84,6 +84,12 @@ def tune(
     check_moment()
     chosen = meanings(pattern, hyper)
     name = chosen[0].name
+    for node in chosen[0].program.arguments():
+        raise NothingToTune(
+            pattern=name,
+            why=f"it takes the tensor {node.name} beside q, k and v, which a tuning does not draw",
+            way_out="tune what it is made of, and pass order= and axes= to compile.",
+        )
     if not budget_s > 0:
         raise NothingToTune(
             pattern=name, why=f"budget_s is {budget_s:g}", way_out="give seconds above 0."

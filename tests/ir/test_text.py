@@ -190,6 +190,32 @@ WRONG_PROGRAMS = [
         3,
     ),
     (
+        HEAD + '%1 = Argument(name="g", dims=[B, hq])',
+        "uses the unknown dim 'hq'",
+        3,
+    ),
+    (
+        HEAD + '%1 = Argument(name="g", dims=[B, R0])',
+        "gives Argument.dims the value R0, where a number of 1 or more or a name is",
+        3,
+    ),
+    (
+        HEAD + '%1 = Argument(name="g", dims=[B, 0])',
+        "gives Argument.dims the value 0, where a number of 1 or more or a name is",
+        3,
+    ),
+    (
+        HEAD + '%1 = Argument(name="g", dims=[B], dtype="int8")',
+        "gives Argument.dtype the value 'int8', where one of data, float32, float16, bfloat16, "
+        "int32 is needed",
+        3,
+    ),
+    (
+        HEAD + '%1 = Argument(name="out", dims=[B])',
+        "names an Argument 'out', which is taken or no name",
+        3,
+    ),
+    (
         HEAD + "%1 = Sink(count=1)\n%2 = Downsample(x=%1, block=4, stride=4)",
         "gives Downsample.x a Sink, where a Input or Argument is needed",
         4,

@@ -27,7 +27,16 @@ from spcomp.ir.spec import faults
 from spcomp.ir.text import print_plan
 from tests.ir.programs import LOWERED, PATTERNS, PHASES, SCHEDULE, normal, plan_of, tensors
 
-SHOWN = ("block_topk", "moba", "quest", "streaming_llm", "two_lists", "joined", "pooled_stream")
+SHOWN = (
+    "block_topk",
+    "moba",
+    "quest",
+    "streaming_llm",
+    "two_lists",
+    "joined",
+    "pooled_stream",
+    "gated",
+)
 
 
 class PlanText(SingleFileSnapshotExtension):
@@ -74,7 +83,9 @@ def test_cut_for_decode_keeps_the_meaning(name: str) -> None:
         _assert_means(name, {}, "decode", None, rows, 70)
 
 
-@pytest.mark.parametrize("name", ["block_topk", "moba-small", "quest", "streaming_llm"])
+@pytest.mark.parametrize(
+    "name", ["block_topk", "moba-small", "quest", "streaming_llm", "gated", "indexed"]
+)
 def test_slabs_of_any_size_give_the_same(name: str) -> None:
     inputs, plan = tensors(), plan_of(name)
     whole, _ = run_plan(plan, inputs)

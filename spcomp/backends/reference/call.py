@@ -16,7 +16,7 @@ from spcomp.backends.reference.pooling import (
     pooled_grid,
     token_grid,
 )
-from spcomp.errors import CannotLower
+from spcomp.errors import CannotLower, MissingTensor
 from spcomp.ir import dims
 from spcomp.ir.nodes import (
     Argument,
@@ -69,6 +69,11 @@ class Call:
             "Dv": int(v.shape[3]),
         }
         for argument in program.arguments():
+            if argument.name not in tensors:
+                form = f"[{', '.join(str(d) for d in argument.dims)}]"
+                raise MissingTensor(
+                    pattern=program.name, name=argument.name, form=form, given="none"
+                )
             dims.bind(argument.dims, tensors[argument.name].shape, self.env)
         self.dtype, self.out_dtype, self.device = compute_dtype(q.dtype), q.dtype, q.device
         self._values: dict[Node, Pooled] = {}

@@ -22,7 +22,7 @@ from spcomp.errors import (
     StrideTooLarge,
 )
 from spcomp.ir.expr import Expr, Lit, Load, bounds_of, walk
-from spcomp.ir.nodes import Attend, Captured, Given, MaskMod, Node
+from spcomp.ir.nodes import Attend, Captured, Given, MaskMod, Node, Switch
 from spcomp.ir.types import INPUTS
 
 _ROLES = {"q": "query", "k": "key", "v": "value"}
@@ -161,6 +161,7 @@ def check_masks(pattern: Pattern, env: Mapping[str, int], device: str) -> None:
             _built_for(node, env)
         if isinstance(node, Given):
             _given(node, pattern, env)
+        _by_head(node, env)
         for expr in _expressions(node):
             _tables(node, expr, pattern, env)
     for name, tensor in pattern.tensors.items():
@@ -207,6 +208,19 @@ def _given(node: Given, pattern: Pattern, env: Mapping[str, int]) -> None:
             right=f"q and k with B = {env['B']}, Hq = {env['Hq']}, Hkv = {env['Hkv']}",
             problem="its batch must be 1 or B, its heads 1, Hkv or Hq",
             way_out="expand the mask, or build it for these heads.",
+        )
+
+
+def _by_head(node: Node, env: Mapping[str, int]) -> None:
+    """Refuse a table of one number a query head that was made for other heads."""
+    table = node.by if isinstance(node, Switch) else getattr(node, "by_head", None)
+    if isinstance(table, Captured) and table.dims != (env["Hq"],):
+        raise ShapeMismatch(
+            where=node.where,
+            left=f"a table for {table.dims[0]} heads",
+            right=f"q with {env['Hq']} heads",
+            problem="each query head needs one number",
+            way_out="build the pattern for the heads of this model.",
         )
 
 

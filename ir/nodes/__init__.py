@@ -5,6 +5,8 @@ from spcomp.ir.nodes.attend import Attend, Gather, Merge, Stream
 from spcomp.ir.nodes.base import Node, children, rebuild, topological
 from spcomp.ir.nodes.downsample import Downsample, Fold, State
 from spcomp.ir.nodes.inputs import Captured, Input
+from spcomp.ir.nodes.pairs import Diagonals, Switch
+from spcomp.ir.nodes.probe import Alike, Needed, Probe, Sums
 from spcomp.ir.nodes.score import Regroup, Score, Softmax
 from spcomp.ir.nodes.select import (
     Causal,
@@ -22,9 +24,11 @@ from spcomp.ir.nodes.select import (
 )
 
 __all__ = [
+    "Alike",
     "Attend",
     "Captured",
     "Causal",
+    "Diagonals",
     "Downsample",
     "Everything",
     "Fold",
@@ -35,7 +39,9 @@ __all__ = [
     "Local",
     "MaskMod",
     "Merge",
+    "Needed",
     "Node",
+    "Probe",
     "Region",
     "Regroup",
     "Score",
@@ -44,6 +50,8 @@ __all__ = [
     "Softmax",
     "State",
     "Stream",
+    "Sums",
+    "Switch",
     "TopK",
     "TopP",
     "Union",
@@ -63,8 +71,14 @@ NODES: dict[str, type[Node]] = {
         Score,
         Softmax,
         Regroup,
+        Probe,
+        Sums,
+        Needed,
+        Alike,
         TopK,
         TopP,
+        Diagonals,
+        Switch,
         Given,
         Sink,
         Local,

@@ -19,6 +19,7 @@ from spcomp.ir.nodes import (
     Intersect,
     Merge,
     Node,
+    Probe,
     Regroup,
     Score,
     Selection,
@@ -30,6 +31,7 @@ from spcomp.ir.nodes.downsample import POOLINGS
 
 Mask = Selection | Literal["causal"] | None
 _TENSORS = (Input, Downsample, State)
+_POOLED = (*_TENSORS, Probe)
 _FOLDED = (*_TENSORS, Fold)
 _SCORES = (Score, Softmax, Regroup)
 _SIDES = "q, k, v or a downsample() of one"
@@ -42,12 +44,12 @@ def downsample(
 
     x [B,H,S,D] -> [B,H,U,D] in x's dtype; by "mean", "max", "min" or "minmax" (both, for an upper
     bound). Units start every `stride` tokens (default: block). tail "keep" pools a short last unit
-    over its real tokens, "drop" leaves it out.
+    over its real tokens, "drop" leaves it out, "pad" takes the mean with zeros in it.
     Raises: NegativeCount, NotANumber, UnknownChoice, WrongStage.
     """
-    check.stage("downsample", "x", x, _TENSORS, _SIDES, "pool q, k or v")
+    check.stage("downsample", "x", x, _POOLED, _SIDES, "pool q, k or v")
     check.choice("downsample", "by", by, POOLINGS)
-    check.choice("downsample", "tail", tail, ("keep", "drop"))
+    check.choice("downsample", "tail", tail, ("keep", "drop", "pad"))
     block = check.count("downsample", "block", block, least=1, counts="the tokens of a unit")
     step = block if stride is None else stride
     step = check.count("downsample", "stride", step, least=1, counts="the tokens between units")

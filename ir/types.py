@@ -256,7 +256,7 @@ def _of_a_map(node: Sums | Needed | Alike, types: dict[Node, Type]) -> TensorTyp
             why="an offset is a query's position less a key's, and none is below 0"
             if in_tokens
             else "its rows or units are no tokens, so its entries have no one offset",
-            way_out="diagonal_sums(softmax(score(probe(q, rows=64), k))) sums a causal map of tokens.",
+            way_out="diagonal_sums(softmax(score(probe(q, rows=64), k))) sums such a map.",
         )
     return TensorType((batch, heads, 1, dims.Skv), "float32")
 

@@ -1,6 +1,7 @@
 """FlexPrefill: for each head and prompt, block attention by pooled scores or by lines, as long as a
 share of the mass needs (arXiv:2502.20766)."""
 
+import spcomp.dsl.checks as check
 from spcomp.dsl import (
     alike,
     attend,
@@ -62,9 +63,13 @@ def flexprefill(
 
     gamma: share to hold. tau: bound of the distance; 0 makes every head vertical-slash. block:
     tokens of a block."""
-    least = -(-min_budget // block)
-    most = None if max_budget is None else -(-max_budget // block)
-    as_code = {"paper": False, "official": True}[variant]
+    block = check.count("flexprefill", "block", block, least=1, counts="tokens of a block")
+    least, most = (
+        n if n is None else -(-check.count("flexprefill", name, n, least=1, counts="tokens") // block)
+        for name, n in (("min_budget", min_budget), ("max_budget", max_budget))
+    )
+    check.choice("flexprefill", "variant", variant, ("paper", "official"))
+    as_code = variant == "official"
     rule = {"crossing": "drop", "extra": 2, "per": 128} if as_code else {"per": block}
 
     last = probe(q, rows=block)

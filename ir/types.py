@@ -19,6 +19,7 @@ from spcomp.ir.nodes import (
     Alike,
     Attend,
     Captured,
+    Covered,
     Diagonals,
     Downsample,
     Fold,
@@ -298,6 +299,8 @@ def _check_ranked(node: TopK | TopP) -> None:
 
 def _check_offsets(node: Node) -> None:
     """Refuse a list of keys taken for offsets, and one of offsets taken for keys."""
+    if isinstance(node, Covered):
+        _check_cover(node)
     if isinstance(node, Diagonals) and not _is_of_offsets(node.offsets):
         raise CannotLower(
             where=node.where,
@@ -314,6 +317,23 @@ def _check_offsets(node: Node) -> None:
                     why="its entries say how far a key is from the query",
                     way_out="write diagonals(topk(diagonal_sums(...), ...)).",
                 )
+
+
+def _check_cover(node: Covered) -> None:
+    """Refuse to cover lines that are not one token wide, or not the same for all rows."""
+    for name, part, along in (
+        ("columns", node.columns, "columns"),
+        ("offsets", node.offsets, "diagonals"),
+    ):
+        assert isinstance(part, (TopK, TopP))
+        sums = sums_below(part.scores)
+        if sums is None or sums.along != along or units_ranked(part.scores) != TOKENS:
+            raise CannotLower(
+                where=node.where,
+                what=f"covering {name} that are no list of tokens summed along {along}",
+                why="the cover is made of lines one token wide",
+                way_out=f"choose them from {along.removesuffix('s')}_sums(), not regrouped.",
+            )
 
 
 def _is_of_offsets(node: Node) -> bool:

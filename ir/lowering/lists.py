@@ -100,6 +100,7 @@ def _refuse(node: Node) -> NoReturn:
             "TopP": "a list as long as a share of the scores needs",
             "Sums": "a list for all queries, chosen by sums along lines of a map",
             "Diagonals": "a selection of diagonals",
+            "Covered": "a cover of diagonals by blocks of keys",
             "Alike": "a choice between selections by what two estimates say",
             "k_from": "a list whose length is not the same for every head",
         }[what],

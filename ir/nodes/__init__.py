@@ -5,7 +5,7 @@ from spcomp.ir.nodes.attend import Attend, Gather, Merge, Stream
 from spcomp.ir.nodes.base import Node, children, rebuild, topological
 from spcomp.ir.nodes.downsample import Downsample, Fold, State
 from spcomp.ir.nodes.inputs import Captured, Input
-from spcomp.ir.nodes.pairs import Diagonals, Switch
+from spcomp.ir.nodes.pairs import Covered, Diagonals, Switch
 from spcomp.ir.nodes.probe import Alike, Needed, Probe, Sums
 from spcomp.ir.nodes.score import Regroup, Score, Softmax
 from spcomp.ir.nodes.select import (
@@ -28,6 +28,7 @@ __all__ = [
     "Attend",
     "Captured",
     "Causal",
+    "Covered",
     "Diagonals",
     "Downsample",
     "Everything",
@@ -78,6 +79,7 @@ NODES: dict[str, type[Node]] = {
         TopK,
         TopP,
         Diagonals,
+        Covered,
         Switch,
         Given,
         Sink,

@@ -1,5 +1,5 @@
-"""Selections made of other values: the diagonals of a list of offsets, and one of several by
-head."""
+"""Selections made of others: the diagonals of a list of offsets, their cover by blocks, and one of
+several by head."""
 
 from __future__ import annotations
 
@@ -30,3 +30,19 @@ class Switch(Selection):
 
     by: Node
     cases: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Covered(Selection):
+    """Lines as the kernel of MInference reads them: diagonals covered by blocks of keys.
+
+    columns, offsets: a `TopK` or `TopP` of sums along columns and along diagonals, in tokens. Each
+    `block` query rows share what they read. With e the position after their last, an offset o < e
+    stands for the `block` keys that end before max(e - o, block). In ascending order a stretch of
+    keys that begins no later than `block` after the end of the one before extends that by `block`,
+    else it begins another; so near diagonals merge and a few keys more are read. A column is read
+    where some stretch ends after it. (microsoft/MInference, csrc/vertical_slash_index.cu.)"""
+
+    columns: Node
+    offsets: Node
+    block: int

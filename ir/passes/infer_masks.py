@@ -9,6 +9,7 @@ from spcomp.ir.nodes import (
     Attend,
     Captured,
     Causal,
+    Covered,
     Diagonals,
     Everything,
     Gather,
@@ -91,7 +92,7 @@ class _Builder:
             return self._flag(selection)
         if isinstance(selection, Switch):
             return self._switch(selection)
-        if isinstance(selection, Diagonals):
+        if isinstance(selection, (Diagonals, Covered)):
             self._check_tokens(selection)
             return self._flag(selection)
         if isinstance(selection, MaskMod):
@@ -142,13 +143,13 @@ class _Builder:
         assert isinstance(selection, Everything), selection
         return TRUE
 
-    def _check_tokens(self, selection: Diagonals) -> None:
+    def _check_tokens(self, selection: Diagonals | Covered) -> None:
         if self.entries != TOKENS:
             raise CannotLower(
                 where=selection.where,
                 what=f"diagonals of a stream of units of {self.entries.block} tokens",
                 why="an offset is counted in tokens",
-                way_out="gather diagonals from k and v themselves.",
+                way_out="gather them from k and v themselves.",
             )
 
     def _check_units(self, selection: TopK | TopP | Given) -> None:

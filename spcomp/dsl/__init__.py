@@ -4,6 +4,7 @@ from spcomp.dsl.pattern import Pattern, PatternFunction, pattern
 from spcomp.dsl.probing import (
     alike,
     column_sums,
+    covered,
     diagonal_sums,
     diagonals,
     needed,
@@ -36,6 +37,7 @@ __all__ = [
     "cached",
     "causal",
     "column_sums",
+    "covered",
     "diagonal_sums",
     "diagonals",
     "downsample",

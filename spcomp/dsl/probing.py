@@ -1,5 +1,5 @@
 """The verbs of estimates that a few rows make for all: probe, column_sums, diagonal_sums, needed,
-alike, and the selections made of them: diagonals, switch, per_head."""
+alike, and the selections made of them: diagonals, covered, switch, per_head."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from spcomp.dsl.selections import as_selection, captured_row
 from spcomp.errors import UnknownChoice
 from spcomp.ir.nodes import (
     Alike,
+    Covered,
     Diagonals,
     Input,
     Needed,
@@ -114,6 +115,21 @@ def diagonals(offsets: Node) -> Diagonals:
     wanted = "a topk() or topp() of diagonal_sums()"
     check.stage("diagonals", "offsets", offsets, (TopK, TopP), wanted, "diagonals(topk(...))")
     return Diagonals(offsets, where=user_line())
+
+
+def covered(columns: Node, offsets: Node, *, block: int) -> Covered:
+    """Select lines as MInference's kernel reads them: diagonals covered by blocks of `block` keys
+    for each `block` query rows, near ones merged, and the columns beside them; these pairs and a
+    few more.
+
+    columns: topk() or topp() of column_sums(); offsets: of diagonal_sums(); both in tokens.
+    Raises: NegativeCount, NotANumber, WrongStage; CannotLower for other lists.
+    """
+    for name, part in (("columns", columns), ("offsets", offsets)):
+        wanted = "a topk() or topp() of sums along lines"
+        check.stage("covered", name, part, (TopK, TopP), wanted, "covered(keys, distances, ...)")
+    block = check.count("covered", "block", block, least=1, counts="the tokens of a block")
+    return Covered(columns, offsets, block, where=user_line())
 
 
 def switch(condition: Node, yes: Selection, no: Selection) -> Switch:

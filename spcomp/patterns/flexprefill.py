@@ -63,12 +63,13 @@ def flexprefill(
 
     gamma: share to hold. tau: bound of the distance; 0 makes every head vertical-slash. block:
     tokens of a block."""
-    block = check.count("flexprefill", "block", block, least=1, counts="tokens of a block")
-    least, most = (
-        n if n is None else -(-check.count("flexprefill", name, n, least=1, counts="tokens") // block)
-        for name, n in (("min_budget", min_budget), ("max_budget", max_budget))
-    )
     check.choice("flexprefill", "variant", variant, ("paper", "official"))
+    sizes = {"block": block, "min_budget": min_budget, "max_budget": max_budget}
+    for name, size in sizes.items():
+        if size is not None:
+            check.count("flexprefill", name, size, least=1, counts="tokens")
+    least = -(-min_budget // block)
+    most = None if max_budget is None else -(-max_budget // block)
     as_code = variant == "official"
     rule = {"crossing": "drop", "extra": 2, "per": 128} if as_code else {"per": block}
 

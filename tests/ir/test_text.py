@@ -150,7 +150,7 @@ LAUNCHES = (
 )
 STAGES = (
     "Input, Captured, Downsample, Fold, State, Score, Softmax, Regroup, Probe, Sums, Needed, "
-    "Alike, TopK, TopP, Diagonals, Switch, Given, Sink, Local, Causal, Everything, "
+    "Alike, TopK, TopP, Diagonals, Covered, Switch, Given, Sink, Local, Causal, Everything, "
     "MaskMod, Union, Intersect, Region, Stream, Gather, Attend, Merge"
 )
 WRONG_PROGRAMS = [

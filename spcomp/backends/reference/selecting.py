@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spcomp.backends.reference.call import Call
+from spcomp.backends.reference.covering import covered
 from spcomp.backends.reference.expressions import Value, Values, evaluate
 from spcomp.backends.reference.pooling import Grid
 from spcomp.backends.reference.probing import alike, head_table
@@ -30,6 +31,7 @@ from spcomp.ir.expr import Expr
 from spcomp.ir.nodes import (
     Alike,
     Causal,
+    Covered,
     Diagonals,
     Everything,
     Given,
@@ -91,6 +93,8 @@ def mask_of(node: Node, chunk: Chunk) -> Tensor:
         return _switched(node, chunk)
     if isinstance(node, Diagonals):
         return _diagonal(node, chunk)
+    if isinstance(node, Covered):
+        return _covering(node, chunk)
     if isinstance(node, Alike):
         return alike(chunk.call, node)[:, :, None, None]
     if isinstance(node, MaskMod):
@@ -124,6 +128,19 @@ def _diagonal(node: Diagonals, chunk: Chunk) -> Tensor:
         offset = t // unit - key // unit
         held = kept[:, :, 0][:, :, offset.clamp(min=0)] & (key <= t)
         return _on_heads(held, chunk)
+
+
+def _covering(node: Covered, chunk: Chunk) -> Tensor:
+    """Hold what each block of query rows reads of lines covered by blocks of keys."""
+    assert isinstance(node.columns, (TopK, TopP)) and isinstance(node.offsets, (TopK, TopP))
+    with torch.no_grad():
+        call = chunk.call
+        lists = [kept_units(call, part, 0, 1)[1][:, :, 0] for part in (node.columns, node.offsets)]
+        first = chunk.start // node.block
+        blocks = range(first, -(-chunk.stop // node.block))
+        ends = [(m + 1) * node.block + call.shift for m in blocks]
+        held = covered(*lists, ends, node.block)[..., : chunk.keys]
+        return _on_queries(held, node.block, first, chunk)
 
 
 def _placed(node: Node, chunk: Chunk) -> Tensor:

@@ -55,7 +55,8 @@ class Entry:
     def pattern(self, **options: Any) -> Pattern:
         """Give the pattern of heads that all have this shape; options as `minference` takes
         them."""
-        return minference(**_numbers(self, options), **options)
+        made: Pattern = minference(**_numbers(self, options), **options)
+        return made
 
 
 UNTUNED = Entry("vertical_and_slash", 1000, 6096)
@@ -96,7 +97,8 @@ class Configuration:
         }
         kinds = [TYPES.index(head.type) for head in heads]
         kind = torch.tensor(kinds, dtype=torch.int32, device=device)
-        return minference(kind=kind, **tables, **options)
+        made: Pattern = minference(kind=kind, **tables, **options)
+        return made
 
     def save(self, path: str | Path) -> None:
         """Write the file the official code reads."""

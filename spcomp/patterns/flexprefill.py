@@ -78,19 +78,16 @@ def flexprefill(
     columns, distances = column_sums(exact), diagonal_sums(exact)
     by_key = regroup(columns, block=block)
     by_distance = regroup(distances, block=block, from_end=as_code)
-
-    def lines(key_blocks, distance_blocks):
-        keys = topk(by_key, k=key_blocks, always=sink(1))
-        return keys | diagonals(topk(by_distance, k=distance_blocks, always=sink(1)))
+    budget = {"p": gamma, "least": least, "most": most, **rule}
+    needs = needed(columns, **budget), needed(distances, **budget)
+    least_lines, lines = (
+        topk(by_key, k=keys, always=sink(1)) | diagonals(topk(by_distance, k=far, always=sink(1)))
+        for keys, far in ((least, least), needs)
+    )
 
     means = downsample(k, block=block)
     pooled = softmax(score(downsample(last, block=block), means, mask=None))
     block_map = softmax(score(downsample(q, block=block), means))
     best = topp(block_map, p=gamma, crossing="drop" if as_code else "keep", over="map")
-    budget = {"p": gamma, "least": least, "most": most, **rule}
-    chosen = switch(
-        alike(pooled, by_key, below=tau),
-        best | lines(least, least),
-        lines(needed(columns, **budget), needed(distances, **budget)),
-    )
+    chosen = switch(alike(pooled, by_key, below=tau), best | least_lines, lines)
     return attend(q, gather(k, chosen), gather(v, chosen), mask="causal")

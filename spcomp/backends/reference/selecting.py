@@ -135,11 +135,13 @@ def _covering(node: Covered, chunk: Chunk) -> Tensor:
     assert isinstance(node.columns, (TopK, TopP)) and isinstance(node.offsets, (TopK, TopP))
     with torch.no_grad():
         call = chunk.call
-        lists = [kept_units(call, part, 0, 1)[1][:, :, 0] for part in (node.columns, node.offsets)]
+        columns, offsets = (
+            kept_units(call, part, 0, 1)[1][:, :, 0] for part in (node.columns, node.offsets)
+        )
         first = chunk.start // node.block
         blocks = range(first, -(-chunk.stop // node.block))
         ends = [(m + 1) * node.block + call.shift for m in blocks]
-        held = covered(*lists, ends, node.block)[..., : chunk.keys]
+        held = covered(columns, offsets, ends, node.block)[..., : chunk.keys]
         return _on_queries(held, node.block, first, chunk)
 
 
@@ -228,8 +230,11 @@ def _of_the_map(call: Call, node: TopP, first: int, stop: int) -> tuple[Rows, Te
     if node not in call.known:
         always = forced(call, node.scores, node.always, everything)
         able = candidates(call, node.scores, everything) | always
-        flat = [x.expand_as(values).flatten(2)[:, :, None] for x in (values, able, always)]
-        kept = share(*flat, _goal(call, node, values), node.crossing, node.least)
+        flat, may, must = (
+            x.expand_as(values).flatten(2)[:, :, None] for x in (values, able, always)
+        )
+        p = _goal(call, node, values)
+        kept = share(flat, may, must, p, node.crossing, node.least)
         call.known[node] = kept.reshape(values.shape)
     rows = list_rows(call, node.scores, first, stop)
     part = slice(rows.start, rows.stop)

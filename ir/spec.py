@@ -13,9 +13,12 @@ from spcomp.errors import RuleBroken, SpcompError
 from spcomp.ir import dims
 from spcomp.ir.expr import Expr, Load, Sym, kind_of, walk
 from spcomp.ir.nodes import (
+    Alike,
     Argument,
     Attend,
     Captured,
+    Covered,
+    Diagonals,
     Downsample,
     Fold,
     Gather,
@@ -25,7 +28,9 @@ from spcomp.ir.nodes import (
     Local,
     MaskMod,
     Merge,
+    Needed,
     Node,
+    Probe,
     Region,
     Regroup,
     Score,
@@ -34,6 +39,8 @@ from spcomp.ir.nodes import (
     Softmax,
     State,
     Stream,
+    Sums,
+    Switch,
     TopK,
     TopP,
     Union,
@@ -48,29 +55,42 @@ from spcomp.ir.types import types_of
 ProgramRule = Callable[[Program], list[str]]
 
 _TENSORS: tuple[type[Node], ...] = (Input, Downsample, Fold, State)
-_SCORES: tuple[type[Node], ...] = (Score, Softmax, Regroup)
+_SCORES: tuple[type[Node], ...] = (Score, Softmax, Regroup, Sums)
 
 # What each operand of a stage may be.
 OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
-    (Downsample, "x"): (Input, Argument),
+    (Downsample, "x"): (Input, Argument, Probe),
+    (Probe, "x"): (Input,),
     (Fold, "x"): (Input,),
     (State, "value"): (Downsample,),
-    (Score, "q"): (*_TENSORS, Argument),
+    (Score, "q"): (*_TENSORS, Argument, Probe),
     (Score, "k"): (*_TENSORS, Argument),
     (Softmax, "scores"): (Score,),
     (Softmax, "over"): (Score,),
-    (Regroup, "scores"): (Score, Softmax),
+    (Regroup, "scores"): (Score, Softmax, Sums),
+    (Sums, "scores"): (Score, Softmax),
+    (Needed, "scores"): _SCORES,
+    (Alike, "p"): _SCORES,
+    (Alike, "q"): _SCORES,
     (TopK, "scores"): _SCORES,
     (TopK, "always"): (Sink, Local),
+    (TopK, "k_from"): (Captured, Needed),
     (TopP, "scores"): _SCORES,
     (TopP, "always"): (Sink, Local),
     (TopP, "p_by_head"): (Captured,),
+    (Diagonals, "offsets"): (TopK, TopP),
+    (Covered, "columns"): (TopK, TopP),
+    (Covered, "offsets"): (TopK, TopP),
+    (Switch, "by"): (Captured, Alike),
+    (Switch, "cases"): (Selection,),
+    (Sink, "by_head"): (Captured,),
+    (Local, "by_head"): (Captured,),
     (Given, "tensor"): (Captured,),
     (Given, "counts"): (Captured,),
     (MaskMod, "tables"): (Captured,),
     (Union, "parts"): (Selection,),
     (Intersect, "parts"): (Selection,),
-    (Region, "lists"): (TopK, TopP, Given),
+    (Region, "lists"): (TopK, TopP, Given, Diagonals, Covered, Alike),
     (Region, "tables"): (Captured,),
     (Stream, "k"): (Input, Downsample, State),
     (Stream, "v"): (Input, Downsample, State),
@@ -90,12 +110,17 @@ _LEAST: Mapping[tuple[type[Node], str], int] = {
     (Downsample, "block"): 1,
     (Downsample, "stride"): 1,
     (Fold, "size"): 1,
+    (Probe, "rows"): 1,
+    (Needed, "extra"): 0,
+    (Needed, "per"): 1,
+    (Needed, "least"): 0,
     (Regroup, "rows"): 1,
     (Regroup, "block"): 1,
     (TopK, "k"): 0,
     (TopP, "least"): 0,
     (Given, "block_q"): 1,
     (Given, "block_k"): 1,
+    (Covered, "block"): 1,
     (Sink, "count"): 0,
     (Sink, "unit"): 1,
     (Local, "count"): 1,
@@ -108,7 +133,13 @@ RESERVED = frozenset({"q", "k", "v", "out", "lse", "scale", "return_lse", "self"
 CALL_DIMS = ("B", "Hq", "Hkv", "Sq", "Skv", "D", "Dv")
 """The symbols a call's q, k and v give a size."""
 
-_NOT_EMPTY = {(Attend, "streams"), (Merge, "parts"), (Union, "parts"), (Intersect, "parts")}
+_NOT_EMPTY = {
+    (Attend, "streams"),
+    (Merge, "parts"),
+    (Union, "parts"),
+    (Intersect, "parts"),
+    (Switch, "cases"),
+}
 PAIR_SYMBOLS = frozenset({"b", "h", "q", "k", "Sq", "Skv"})
 _FLAG = re.compile(r"chosen(\d+)")
 

@@ -16,28 +16,47 @@ from spcomp.errors import CannotLower, WrongStage
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.nodes import (
+    Alike,
     Argument,
     Attend,
     Captured,
+    Covered,
+    Diagonals,
     Downsample,
     Fold,
     Gather,
     Given,
     Input,
+    Intersect,
+    Local,
     Merge,
+    Needed,
     Node,
+    Probe,
     Regroup,
     Score,
     Selection,
     Softmax,
     State,
     Stream,
+    Sums,
+    Switch,
     TopK,
     TopP,
+    Union,
+    children,
 )
 from spcomp.ir.nodes.score import SHARINGS
 from spcomp.ir.program import Program
-from spcomp.ir.units import TOKENS, rows_ranking, score_below, units_of, units_ranked
+from spcomp.ir.units import (
+    TOKENS,
+    probe_below,
+    rows_ranking,
+    score_below,
+    sums_below,
+    units_of,
+    units_ranked,
+)
 
 DATA = "data"
 SINK_DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -97,7 +116,7 @@ def role_of(node: Node) -> str:
 
 def source_of(node: Node) -> Node:
     """Give the input a tensor was made from, or the tensor itself."""
-    while isinstance(node, (Downsample, Fold, State)):
+    while isinstance(node, (Downsample, Fold, Probe, State)):
         node = node.value if isinstance(node, State) else node.x
     return node
 
@@ -128,6 +147,9 @@ def _type(node: Node, types: dict[Node, Type]) -> Type:
         return _pooled(node, _tensor(types[node.x]))
     if isinstance(node, Fold):
         return _folded(node, _tensor(types[node.x]))
+    if isinstance(node, Probe):
+        batch, heads, rows, width = _tensor(types[node.x]).dims
+        return TensorType((batch, heads, dims.least(node.rows, rows), width))
     if isinstance(node, State):
         return types[node.value]
     if isinstance(node, Score):
@@ -136,7 +158,11 @@ def _type(node: Node, types: dict[Node, Type]) -> Type:
         return _probabilities(node, types)
     if isinstance(node, Regroup):
         return _regrouped(node, _tensor(types[node.scores]))
+    if isinstance(node, (Sums, Needed, Alike)):
+        return _of_a_map(node, types)
+    _check_offsets(node)
     if isinstance(node, (TopK, TopP)):
+        _check_ranked(node)
         scores = _tensor(types[node.scores])
         kept = dims.least(node.k, scores.dims[3]) if isinstance(node, TopK) else scores.dims[3]
         return SelectionType(TensorType((*scores.dims[:3], kept), "int32"))
@@ -163,7 +189,9 @@ def _pooled(node: Downsample, x: TensorType) -> TensorType:
             way_out="declare it with tensor('B Hi Skv Di').",
         )
     batch, heads, tokens, width = x.dims
-    return TensorType((batch, heads, units_of(node).count(tokens), width), x.dtype)
+    probe = probe_below(node.x)
+    is_one = probe is not None and probe.rows <= node.block
+    return TensorType((batch, heads, 1 if is_one else units_of(node).count(tokens), width), x.dtype)
 
 
 def _scored(node: Score, q: TensorType, k: TensorType) -> TensorType:
@@ -257,6 +285,16 @@ def _probabilities(node: Softmax, types: dict[Node, Type]) -> TensorType:
 
 def _regrouped(node: Regroup, scores: TensorType) -> TensorType:
     rows, units = rows_ranking(node.scores), units_ranked(node.scores)
+    sums = sums_below(node)
+    if sums is None:
+        _check_tiling(node, node.scores)
+    if node.from_end and (sums is None or sums.along != "diagonals"):
+        raise CannotLower(
+            where=node.where,
+            what="scores regrouped from the end",
+            why="only offsets may be counted from the other end; blocks of keys begin at token 0",
+            way_out="regroup diagonal_sums(), or leave from_end out.",
+        )
     for name, value, grain in (
         ("rows", node.rows, rows.stride),
         ("block", node.block, units.stride),
@@ -271,11 +309,113 @@ def _regrouped(node: Regroup, scores: TensorType) -> TensorType:
     return TensorType(
         (
             *scores.dims[:2],
-            dims.ceildiv(dims.Sq, node.rows),
+            1 if sums is not None else dims.ceildiv(dims.Sq, node.rows),
             dims.ceildiv(dims.Skv, node.block),
         ),
         scores.dtype,
     )
+
+
+def _of_a_map(node: Sums | Needed | Alike, types: dict[Node, Type]) -> TensorType:
+    """Type what is made from whole rows of a map."""
+    if isinstance(node, Alike):
+        return _agreement(node, _tensor(types[node.p]), _tensor(types[node.q]))
+    batch, heads, rows, units = _tensor(types[node.scores]).dims
+    if isinstance(node, Needed):
+        return TensorType((batch, heads, rows), "int32")
+    if node.along == "columns":
+        return TensorType((batch, heads, 1, units), "float32")
+    score = score_below(node.scores)
+    in_tokens = units_of(score.k) == TOKENS == units_of(score.q) == units_ranked(node.scores)
+    if not (in_tokens and score.causal):
+        raise CannotLower(
+            where=node.where,
+            what="sums along diagonals of this map",
+            why="an offset is a query's position less a key's, and none is below 0"
+            if in_tokens
+            else "its rows or units are no tokens, so its entries have no one offset",
+            way_out="diagonal_sums(softmax(score(probe(q, rows=64), k))) sums such a map.",
+        )
+    return TensorType((batch, heads, 1, dims.Skv), "float32")
+
+
+def _agreement(node: Alike, p: TensorType, q: TensorType) -> TensorType:
+    if p.dims != q.dims or p.dims[2] != 1:
+        raise CannotLower(
+            where=node.where,
+            what=f"comparing {p} with {q}",
+            why="two estimates are alike where both are one row a head over the same units",
+            way_out="give both one row: sums along columns, or a score of a probe pooled to one.",
+        )
+    return TensorType(p.dims[:2], "bool")
+
+
+def _check_tiling(node: Node, scores: Node) -> None:
+    """Refuse rows of a probe where each query row needs its own."""
+    if probe_below(score_below(scores).q) is not None:
+        raise CannotLower(
+            where=node.where,
+            what="a list for each row of a probe",
+            why="the last rows of q do not tile the queries, so the other queries have no list",
+            way_out="sum the map first: column_sums() or diagonal_sums().",
+        )
+
+
+def _check_ranked(node: TopK | TopP) -> None:
+    sums = sums_below(node.scores)
+    if sums is None:
+        _check_tiling(node, node.scores)
+    elif any(isinstance(a, Local) for a in node.always):
+        raise CannotLower(
+            where=node.where,
+            what="local units in a list for all rows",
+            why="each query has its own unit, and this list is the same for all of them",
+            way_out="force sink(n) here, and join the window: topk(...) | window(n).",
+        )
+
+
+def _check_offsets(node: Node) -> None:
+    """Refuse a list of keys taken for offsets, and one of offsets taken for keys."""
+    if isinstance(node, Covered):
+        _check_cover(node)
+    if isinstance(node, Diagonals) and not _is_of_offsets(node.offsets):
+        raise CannotLower(
+            where=node.where,
+            what="diagonals named by a list of keys",
+            why="its entries are units of keys, not offsets",
+            way_out="choose from diagonal_sums().",
+        )
+    if isinstance(node, (Gather, Union, Intersect, Switch)):
+        for part in children(node):
+            if _is_of_offsets(part):
+                raise CannotLower(
+                    where=part.where,
+                    what="a list of offsets taken as keys",
+                    why="its entries say how far a key is from the query",
+                    way_out="write diagonals(topk(diagonal_sums(...), ...)).",
+                )
+
+
+def _check_cover(node: Covered) -> None:
+    """Refuse to cover lines that are not one token wide, or not the same for all rows."""
+    for name, part, along in (
+        ("columns", node.columns, "columns"),
+        ("offsets", node.offsets, "diagonals"),
+    ):
+        assert isinstance(part, (TopK, TopP))
+        sums = sums_below(part.scores)
+        if sums is None or sums.along != along or units_ranked(part.scores) != TOKENS:
+            raise CannotLower(
+                where=node.where,
+                what=f"covering {name} that are no list of tokens summed along {along}",
+                why="the cover is made of lines one token wide",
+                way_out=f"choose them from {along.removesuffix('s')}_sums(), not regrouped.",
+            )
+
+
+def _is_of_offsets(node: Node) -> bool:
+    sums = sums_below(node.scores) if isinstance(node, (TopK, TopP)) else None
+    return sums is not None and sums.along == "diagonals"
 
 
 def _attention(node: Node, types: dict[Node, Type]) -> Type:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.expr import Expr, Lit, Sym, op
-from spcomp.ir.nodes import Downsample, Fold, Node, Regroup, Score, Softmax, State
+from spcomp.ir.nodes import Downsample, Fold, Node, Probe, Regroup, Score, Softmax, State, Sums
 
 OFFSET = op("sub", Sym("Skv"), Sym("Sq"))
 
@@ -63,14 +63,31 @@ def units_of(node: Node) -> Units:
 
 def score_below(node: Node) -> Score:
     """Give the score that a map of scores is made from."""
-    while isinstance(node, (Softmax, Regroup)):
+    while isinstance(node, (Softmax, Regroup, Sums)):
         node = node.scores
     assert isinstance(node, Score), node
     return node
 
 
+def sums_below(node: Node) -> Sums | None:
+    """Give the sums along lines that a map is or is made from; its one row stands for all rows."""
+    while isinstance(node, (Softmax, Regroup)):
+        node = node.scores
+    return node if isinstance(node, Sums) else None
+
+
+def probe_below(node: Node) -> Probe | None:
+    """Give the probe that a query side is or is pooled from."""
+    while isinstance(node, Downsample):
+        node = node.x
+    return node if isinstance(node, Probe) else None
+
+
 def rows_ranking(node: Node) -> Units:
-    """Give the query rows that one row of a map of scores stands for."""
+    """Give the query rows that one row of a map of scores stands for; TOKENS of sums along lines,
+    whose row stands for all."""
+    if sums_below(node) is not None:
+        return TOKENS
     while isinstance(node, Softmax):
         node = node.scores
     if isinstance(node, Regroup):
@@ -79,11 +96,13 @@ def rows_ranking(node: Node) -> Units:
 
 
 def units_ranked(node: Node) -> Units:
-    """Give the units of keys that a map of scores ranks."""
+    """Give the units of keys, or of offsets, that a map of scores ranks."""
     while isinstance(node, Softmax):
         node = node.scores
     if isinstance(node, Regroup):
         return Units(node.block, node.block)
+    if isinstance(node, Sums):
+        return TOKENS if node.along == "diagonals" else units_ranked(node.scores)
     return units_of(score_below(node).k)
 
 

@@ -22,7 +22,7 @@ from spcomp.errors import (
     StrideTooLarge,
 )
 from spcomp.ir.expr import Expr, Lit, Load, bounds_of, walk
-from spcomp.ir.nodes import Attend, Captured, Given, MaskMod, Merge, Node
+from spcomp.ir.nodes import Attend, Captured, Given, MaskMod, Merge, Node, Switch
 from spcomp.ir.types import INPUTS
 
 _ROLES = {"q": "query", "k": "key", "v": "value"}
@@ -166,6 +166,7 @@ def check_masks(pattern: Pattern, env: Mapping[str, int], device: str) -> None:
             _given(node, pattern, env)
         if isinstance(node, Merge) and isinstance(node.gates, Captured):
             _gates(node, node.gates, pattern, env)
+        _by_head(node, env)
         for expr in _expressions(node):
             _tables(node, expr, pattern, env)
         if isinstance(node, (Attend, Merge)) and isinstance(node.sinks, Captured):
@@ -231,6 +232,19 @@ def _gates(node: Merge, held: Captured, pattern: Pattern, env: Mapping[str, int]
         )
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise LastStrideNotOne(where=node.where, name="gates", stride=tensor.stride(-1))
+
+
+def _by_head(node: Node, env: Mapping[str, int]) -> None:
+    """Refuse a table of one number a query head that was made for other heads."""
+    table = node.by if isinstance(node, Switch) else getattr(node, "by_head", None)
+    if isinstance(table, Captured) and table.dims != (env["Hq"],):
+        raise ShapeMismatch(
+            where=node.where,
+            left=f"a table for {table.dims[0]} heads",
+            right=f"q with {env['Hq']} heads",
+            problem="each query head needs one number",
+            way_out="build the pattern for the heads of this model.",
+        )
 
 
 def _expressions(node: Node) -> Iterator[Expr]:

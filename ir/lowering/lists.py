@@ -23,10 +23,11 @@ from spcomp.ir.nodes import (
     Sink,
     State,
     TopK,
+    TopP,
 )
 from spcomp.ir.passes.check_selection import straddle
 from spcomp.ir.types import list_heads, source_type
-from spcomp.ir.units import Units, position, units_of
+from spcomp.ir.units import Units, position, sums_below, units_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,22 @@ def _given(plan: PlanBuilder, node: Given) -> ListRef:
 
 
 def _refuse(node: Node) -> NoReturn:
-    what = type(node.scores).__name__ if isinstance(node, TopK) else type(node).__name__
+    what = type(node).__name__
+    if isinstance(node, (TopK, TopP)) and sums_below(node.scores) is not None:
+        what = "Sums"
+    elif isinstance(node, TopK):
+        what = type(node.scores).__name__ if node.k_from is None else "k_from"
     raise CannotLower(
         where=node.where,
         what={
             "Softmax": "a list chosen by probabilities",
             "Regroup": "a list chosen by regrouped scores",
             "TopP": "a list as long as a share of the scores needs",
+            "Sums": "a list for all queries, chosen by sums along lines of a map",
+            "Diagonals": "a selection of diagonals",
+            "Covered": "a cover of diagonals by blocks of keys",
+            "Alike": "a choice between selections by what two estimates say",
+            "k_from": "a list whose length is not the same for every head",
         }[what],
         why="no kernel makes it yet",
         way_out="use backend='reference'.",
@@ -107,7 +117,7 @@ def _whose(plan: PlanBuilder, heads: Dim) -> Dim:
 
 
 def _topk(plan: PlanBuilder, node: Node) -> ListRef:
-    if not (isinstance(node, TopK) and isinstance(node.scores, Score)):
+    if not (isinstance(node, TopK) and isinstance(node.scores, Score)) or node.k_from is not None:
         _refuse(node)
     scores = node.scores
     rows, units = units_of(scores.q), units_of(scores.k)
@@ -203,7 +213,15 @@ def pooled(plan: PlanBuilder, side: Node) -> Pooled:
         return found
     state = side.name if isinstance(side, State) else ""
     value = side.value if isinstance(side, State) else side
-    assert isinstance(value, Downsample) and isinstance(value.x, (Input, Argument)), value
+    assert isinstance(value, Downsample), value
+    if value.tail == "pad":
+        raise CannotLower(
+            where=value.where,
+            what="pooling a short last unit with zeros",
+            why="no kernel does it yet",
+            way_out="use backend='reference', or tail='keep'.",
+        )
+    assert isinstance(value.x, (Input, Argument)), value
     source = source_type(value)
     batch, heads, tokens, width = source.dims
     shape = (batch, heads, units_of(value).count(tokens), width)

@@ -5,6 +5,8 @@ from spcomp.ir.nodes.attend import Attend, Gather, Merge, Stream
 from spcomp.ir.nodes.base import Node, children, rebuild, topological
 from spcomp.ir.nodes.downsample import Downsample, Fold, State
 from spcomp.ir.nodes.inputs import Argument, Captured, Input
+from spcomp.ir.nodes.pairs import Covered, Diagonals, Switch
+from spcomp.ir.nodes.probe import Alike, Needed, Probe, Sums
 from spcomp.ir.nodes.score import Regroup, Score, Softmax
 from spcomp.ir.nodes.select import (
     Causal,
@@ -22,10 +24,13 @@ from spcomp.ir.nodes.select import (
 )
 
 __all__ = [
+    "Alike",
     "Argument",
     "Attend",
     "Captured",
     "Causal",
+    "Covered",
+    "Diagonals",
     "Downsample",
     "Everything",
     "Fold",
@@ -36,7 +41,9 @@ __all__ = [
     "Local",
     "MaskMod",
     "Merge",
+    "Needed",
     "Node",
+    "Probe",
     "Region",
     "Regroup",
     "Score",
@@ -45,6 +52,8 @@ __all__ = [
     "Softmax",
     "State",
     "Stream",
+    "Sums",
+    "Switch",
     "TopK",
     "TopP",
     "Union",
@@ -65,8 +74,15 @@ NODES: dict[str, type[Node]] = {
         Score,
         Softmax,
         Regroup,
+        Probe,
+        Sums,
+        Needed,
+        Alike,
         TopK,
         TopP,
+        Diagonals,
+        Covered,
+        Switch,
         Given,
         Sink,
         Local,

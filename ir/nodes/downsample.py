@@ -18,13 +18,15 @@ class Downsample(Node):
     x [B,H,S,D] -> [B,H,U,D]; `minmax` gives a pair (max, min). Unit u covers the tokens u*stride …
     u*stride+block-1. With `tail="keep"` the last unit may be short and is pooled over its real
     tokens, U = ceil(S/stride) when stride == block; with `tail="drop"` only complete units exist, U
-    = floor((S-block)/stride)+1. Accumulated in float32 (float64 inputs: in float64)."""
+    = floor((S-block)/stride)+1; with `tail="pad"`, for means alone, the last unit is filled with
+    zeros, so that its sum too is divided by `block`. Accumulated in float32 (float64
+    inputs: in float64)."""
 
     x: Node
     block: int
     stride: int
     by: Pooling = "mean"
-    tail: Literal["keep", "drop"] = "keep"
+    tail: Literal["keep", "drop", "pad"] = "keep"
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,12 @@ class Regroup(Node):
     the same way. A unit that is no candidate of its row counts as 0 by "sum" and where the scores
     are probabilities, and as -inf by "max" of plain scores; so does a block without units.
 
-    rows, block: query rows and key tokens of a block, multiples of the grid they come from."""
+    rows, block: query rows and key tokens of a block, multiples of the grid they come from. Of sums
+    along lines (`Sums`) the one row stays one. With `from_end`, for offsets alone, blocks are
+    counted from the other end: the last one is whole and the first may be short."""
 
     scores: Node
     rows: int
     block: int
     by: Joining = "sum"
+    from_end: bool = False

@@ -15,6 +15,8 @@ from spcomp.ir.nodes.base import Node
 
 Crossing = Literal["keep", "drop"]
 CROSSINGS: tuple[Crossing, ...] = ("keep", "drop")
+Extent = Literal["row", "map"]
+EXTENTS: tuple[Extent, ...] = ("row", "map")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,13 @@ class TopK(Selection):
     scores [B,Hs,Nq,Nk] f32 -> indices [B,Hs,Nq,k] i32, ascending, -1 at the end, and counts
     [B,Hs,Nq] i32. A tie goes to the lower index. Units of `always` (`Sink` and `Local` in units)
     count towards k and are kept whatever their score. k is clamped to the candidates there are; it
-    may depend on Skv."""
+    may depend on Skv. With `k_from` a row keeps no more than that says: a captured table [Hs] i32,
+    or the counts of a `Needed`; k is then the most any row may keep."""
 
     scores: Node
     k: Dim
     always: tuple[Selection, ...] = ()
+    k_from: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,8 @@ class TopP(Selection):
     it are below p*T (crossing "keep"), or while those up to and with it are at most p*T (crossing
     "drop").
     p is a number or a captured tensor with one for each head of the list, f32. At least `least`
-    units are kept where there are so many candidates."""
+    units are kept where there are so many candidates. Over the "map" all rows of a head are one
+    row, the units of its first row first, so that a row may keep few units or none."""
 
     scores: Node
     p: float | None
@@ -63,6 +68,7 @@ class TopP(Selection):
     crossing: Crossing = "keep"
     always: tuple[Selection, ...] = ()
     least: int = 0
+    over: Extent = "row"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +89,26 @@ class Given(Selection):
 
 @dataclass(frozen=True, slots=True)
 class Sink(Selection):
-    """The first `count` units (of `unit` tokens) of the sequence."""
+    """The first `count` units (of `unit` tokens) of the sequence.
+
+    by_head: a captured table [Hq] i32 with the count of each query head; `count` is then the most.
+    """
 
     count: int
     unit: int = 1
+    by_head: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Local(Selection):
     """The last `count` units up to and including the query's own; never a later key.
 
-    With unit 1 this is the sliding window t - count < u <= t.
+    With unit 1 this is the sliding window t - count < u <= t. by_head as in `Sink`.
     """
 
     count: int
     unit: int = 1
+    by_head: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spcomp.errors import CannotLower
-from spcomp.ir.expr import TRUE, Expr, Lit, Sym, conjunction, op
+from spcomp.ir.expr import FALSE, TRUE, Expr, Lit, Load, Sym, conjunction, op
 from spcomp.ir.nodes import (
+    Alike,
     Attend,
+    Captured,
     Causal,
+    Covered,
+    Diagonals,
     Everything,
     Gather,
     Given,
@@ -20,13 +24,14 @@ from spcomp.ir.nodes import (
     Region,
     Sink,
     Stream,
+    Switch,
     TopK,
     TopP,
     Union,
 )
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.program import Program
-from spcomp.ir.units import Units, position, units_of, units_ranked
+from spcomp.ir.units import TOKENS, Units, position, units_of, units_ranked
 
 
 def infer_masks(program: Program) -> Program:
@@ -86,11 +91,43 @@ class _Builder:
             return result
         if isinstance(selection, (TopK, TopP, Given)):
             self._check_units(selection)
-            return Sym(self.lists.setdefault(selection, f"chosen{len(self.lists)}"))
+            return self._flag(selection)
+        if isinstance(selection, Switch):
+            return self._switch(selection)
+        if isinstance(selection, (Diagonals, Covered)):
+            self._check_tokens(selection)
+            return self._flag(selection)
         if isinstance(selection, MaskMod):
             self.tables.update(dict.fromkeys(selection.tables))
             return selection.predicate
         return self._rule(selection)
+
+    def _flag(self, node: Node) -> Expr:
+        """Give the symbol that says whether a list, or a test of the head, holds."""
+        return Sym(self.lists.setdefault(node, f"chosen{len(self.lists)}"))
+
+    def _switch(self, selection: Switch) -> Expr:
+        cases = [self.predicate(case) for case in selection.cases]
+        if isinstance(selection.by, Alike):
+            flag = self._flag(selection.by)
+            tests = [op("not", flag), flag]
+        else:
+            case = self._of_head(selection.by)
+            tests = [op("eq", case, Lit(number)) for number in range(len(cases))]
+        result: Expr = FALSE
+        for test, held in zip(tests, cases, strict=True):
+            result = op("or", result, conjunction(test, held))
+        return result
+
+    def _of_head(self, table: Node) -> Expr:
+        """Read a table of one integer a query head."""
+        assert isinstance(table, Captured)
+        self.tables[table] = None
+        return Load(table.name, (Sym("h"),), "int")
+
+    def _count(self, selection: Sink | Local) -> Expr:
+        table = selection.by_head
+        return Lit(selection.count) if table is None else self._of_head(table)
 
     def _rule(self, selection: Node) -> Expr:
         key, here = Sym("k"), position("q")
@@ -98,14 +135,24 @@ class _Builder:
         if isinstance(selection, Causal):
             return op("le", last, here)
         if isinstance(selection, Sink):
-            return op("lt", self.entries.first(key), Lit(selection.count * selection.unit))
+            reach = op("mul", self._count(selection), Lit(selection.unit))
+            return op("lt", self.entries.first(key), reach)
         if isinstance(selection, Local):
             unit = Lit(selection.unit)
-            oldest = op("sub", op("floordiv", here, unit), Lit(selection.count))
+            oldest = op("sub", op("floordiv", here, unit), self._count(selection))
             recent = op("gt", op("floordiv", last, unit), oldest)
             return conjunction(recent, op("le", last, here))
         assert isinstance(selection, Everything), selection
         return TRUE
+
+    def _check_tokens(self, selection: Diagonals | Covered) -> None:
+        if self.entries != TOKENS:
+            raise CannotLower(
+                where=selection.where,
+                what=f"diagonals of a stream of units of {self.entries.block} tokens",
+                why="an offset is counted in tokens",
+                way_out="gather them from k and v themselves.",
+            )
 
     def _check_units(self, selection: TopK | TopP | Given) -> None:
         unit = list_unit(selection)

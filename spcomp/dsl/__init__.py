@@ -2,6 +2,17 @@
 
 from spcomp.dsl.inputs import tensor
 from spcomp.dsl.pattern import Pattern, PatternFunction, pattern
+from spcomp.dsl.probing import (
+    alike,
+    column_sums,
+    covered,
+    diagonal_sums,
+    diagonals,
+    needed,
+    per_head,
+    probe,
+    switch,
+)
 from spcomp.dsl.ranking import regroup, score, softmax, topk, topp
 from spcomp.dsl.selections import (
     block_indices,
@@ -20,11 +31,16 @@ from spcomp.dsl.verbs import attend, cached, downsample, fold, gather, merge, st
 __all__ = [
     "Pattern",
     "PatternFunction",
+    "alike",
     "attend",
     "block_indices",
     "block_mask",
     "cached",
     "causal",
+    "column_sums",
+    "covered",
+    "diagonal_sums",
+    "diagonals",
     "downsample",
     "everything",
     "flex_block_mask",
@@ -33,13 +49,17 @@ __all__ = [
     "local",
     "mask_mod",
     "merge",
+    "needed",
     "own",
     "pattern",
+    "per_head",
+    "probe",
     "regroup",
     "score",
     "sink",
     "softmax",
     "stream",
+    "switch",
     "tensor",
     "topk",
     "topp",

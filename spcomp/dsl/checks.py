@@ -34,6 +34,21 @@ def number(verb: str, name: str, value: Any) -> float:
     return float(value)
 
 
+def share(verb: str, name: str, value: Any) -> float:
+    """Check a share of a whole."""
+    held = number(verb, name, value)
+    if not 0 <= held <= 1:
+        raise NotANumber(
+            where=user_line(),
+            verb=verb,
+            name=name,
+            value=held,
+            kind="float",
+            wanted="a share from 0 to 1",
+        )
+    return held
+
+
 def choice(verb: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Check that a value is one of the names offered."""
     if value not in choices:

@@ -9,7 +9,7 @@ from typing import Any
 
 import spcomp.dsl.checks as check
 from spcomp.dsl.recording import user_line
-from spcomp.dsl.selections import captured_row
+from spcomp.dsl.selections import captured_counts, captured_row
 from spcomp.errors import NotANumber
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
@@ -19,23 +19,26 @@ from spcomp.ir.nodes import (
     Fold,
     Input,
     Local,
+    Needed,
     Node,
+    Probe,
     Regroup,
     Score,
     Selection,
     Sink,
     Softmax,
     State,
+    Sums,
     TopK,
     TopP,
     Union,
 )
 from spcomp.ir.nodes.score import JOININGS, REDUCTIONS, SHARINGS
-from spcomp.ir.nodes.select import CROSSINGS
+from spcomp.ir.nodes.select import CROSSINGS, EXTENTS
 from spcomp.ir.units import units_ranked
 
-_SIDES = (Input, Argument, Downsample, Fold, State)
-_SCORES = (Score, Softmax, Regroup)
+_SIDES = (Input, Argument, Downsample, Fold, Probe, State)
+_SCORES = (Score, Softmax, Regroup, Sums)
 
 
 def score(
@@ -101,21 +104,30 @@ def softmax(
     return Softmax(scores, number, over, heads, reduce, where=line)  # type: ignore[arg-type]
 
 
-def regroup(scores: Node, *, block: int, rows: int = 1, by: str = "sum") -> Regroup:
+def regroup(
+    scores: Node, *, block: int, rows: int = 1, by: str = "sum", from_end: bool = False
+) -> Regroup:
     """Carry scores to blocks of `block` key tokens and of `rows` query rows.
 
     By "sum" a unit counts for each block by the share of it that lies inside, by "max" the highest
-    unit that touches a block counts.
+    unit that touches a block counts. Sums along lines stay one row. from_end, for diagonal_sums()
+    alone: blocks of offsets are counted from the largest.
     Raises: NegativeCount, NotANumber, UnknownChoice, WrongStage; CannotLower where a size is no
     multiple of what the scores come in.
     """
     check.stage(
-        "regroup", "scores", scores, (Score, Softmax), "a score() or a softmax()", "regroup(p, ...)"
+        "regroup",
+        "scores",
+        scores,
+        (Score, Softmax, Sums),
+        "a score(), a softmax() or sums of one",
+        "regroup(p, ...)",
     )
     block = check.count("regroup", "block", block, least=1, counts="the key tokens of a block")
     rows = check.count("regroup", "rows", rows, least=1, counts="the query rows of a block")
     check.choice("regroup", "by", by, JOININGS)
-    return Regroup(scores, rows, block, by, where=user_line())  # type: ignore[arg-type]
+    line = user_line()
+    return Regroup(scores, rows, block, by, bool(from_end), where=line)  # type: ignore[arg-type]
 
 
 def topp(
@@ -125,13 +137,14 @@ def topp(
     crossing: str = "keep",
     always: Selection | Sequence[Selection] = (),
     least: int = 0,
+    over: str = "row",
 ) -> TopP:
     """Keep the best units of each row that together hold a share `p` of its scores.
 
     scores: none below 0, such as a softmax(). p: a share from 0 to 1, or a float32 tensor with one
     for each head of the list. crossing: whether the unit that reaches the share is kept ("keep") or
     not ("drop"). always (sink and local, counted in units) is taken first and counts. least: units
-    kept at least.
+    kept at least. over "map": all rows of a head share p, so one may keep many and another none.
     Raises: NegativeCount, NotANumber, UnknownChoice, ShapeMismatch, WrongStage.
     """
     check.stage(
@@ -142,36 +155,24 @@ def topp(
     parts = _anchors(always, unit_stride(scores))
     is_table = hasattr(p, "shape")
     table = captured_row("topp", "p", p) if is_table else None
-    number = None if is_table else _share(p)
+    number = None if is_table else check.share("topp", "p", p)
     line = user_line()
-    return TopP(scores, number, table, crossing, parts, least, where=line)  # type: ignore[arg-type]
-
-
-def _share(p: Any) -> float:
-    value = check.number("topp", "p", p)
-    if not 0 <= value <= 1:
-        raise NotANumber(
-            where=user_line(),
-            verb="topp",
-            name="p",
-            value=value,
-            kind="float",
-            wanted="a share from 0 to 1",
-        )
-    return value
+    check.choice("topp", "over", over, EXTENTS)
+    return TopP(scores, number, table, crossing, parts, least, over, where=line)  # type: ignore[arg-type]
 
 
 def topk(
     scores: Node,
     *,
-    k: int | None = None,
+    k: Any = None,
     fraction: float | None = None,
     always: Selection | Sequence[Selection] = (),
 ) -> TopK:
     """Keep the best units of each row; ties go to the lower index.
 
-    Give `k`, the number of units, or `fraction`, a share of all units in (0, 1]. `always` (sink and
-    local, counted in units) is kept whatever the score and counts towards k.
+    Give `k`, the number of units, or `fraction`, a share of all units in (0, 1]. k is a number, an
+    int32 tensor with one for each head of the list, or a needed(). `always` (sink and local,
+    counted in units) is kept whatever the score and counts towards k.
     Raises: NegativeCount, NotANumber, WrongStage; ForcedSetTooLarge when the pattern is compiled.
     """
     check.stage(
@@ -183,12 +184,22 @@ def topk(
         "topk(score(q, units), k=8)",
     )
     unit = unit_stride(scores)
-    amount = _amount(k, fraction, unit)
     parts = _anchors(always, unit)
-    return TopK(scores, amount, parts, where=user_line())
+    if isinstance(k, Needed):
+        every = dims.ceildiv(dims.Skv, unit)
+        most = every if k.most is None else dims.least(k.most, every)
+        return TopK(scores, most, parts, k, where=user_line())
+    if hasattr(k, "shape"):
+        table, most = captured_counts("topk", "k", k, least=_forced(parts))
+        return TopK(scores, most, parts, table, where=user_line())
+    return TopK(scores, _amount(k, fraction, unit), parts, where=user_line())
 
 
-def _amount(k: int | None, fraction: float | None, unit: int) -> Dim:
+def _forced(parts: tuple[Selection, ...]) -> int:
+    return sum(p.count for p in parts if isinstance(p, (Sink, Local)))
+
+
+def _amount(k: Any, fraction: float | None, unit: int) -> Dim:
     if (k is None) == (fraction is None):
         raise NotANumber(
             where=user_line(),

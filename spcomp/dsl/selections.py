@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Any
 import spcomp.dsl.checks as check
 from spcomp.dsl.recording import Recording, current, user_line
 from spcomp.dsl.trace import trace_mask_mod
-from spcomp.errors import ShapeMismatch, WrongStage
+from spcomp.errors import NegativeCount, ShapeMismatch, WrongStage
 from spcomp.ir.nodes import Captured, Causal, Everything, Given, Local, MaskMod, Selection, Sink
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def sink(count: int) -> Sink:
-    """The first `count` units: tokens in attend, the scorer's units in topk(always=...)."""
+def sink(count: Any) -> Sink:
+    """The first `count` units: tokens in attend, the scorer's units in topk(always=...).
+
+    A count for each query head, int32 [Hq], is taken in attend.
+    """
+    if hasattr(count, "shape"):
+        table, most = captured_counts("sink", "count", count, least=0)
+        return Sink(most, by_head=table, where=user_line())
     number = check.count("sink", "count", count, least=0, counts="units at the start")
     return Sink(number, where=user_line())
 
@@ -32,8 +38,12 @@ def own() -> Local:
     return Local(1, where=user_line())
 
 
-def window(size: int) -> Local:
-    """The last `size` tokens, the query's own included: t - size < u <= t."""
+def window(size: Any) -> Local:
+    """The last `size` tokens, the query's own included: t - size < u <= t; a number, or one for
+    each query head, int32 [Hq]."""
+    if hasattr(size, "shape"):
+        table, most = captured_counts("window", "size", size, least=1)
+        return Local(most, by_head=table, where=user_line())
     number = check.count("window", "size", size, least=1, counts="tokens, the query's own included")
     return Local(number, where=user_line())
 
@@ -120,23 +130,45 @@ def flex_block_mask(mask: Any) -> Selection:
     return selection
 
 
-def captured_row(verb: str, name: str, tensor: Any) -> Captured:
-    """Take a float32 tensor of rank 1, one number a head, as a table of the pattern.
+def captured_row(verb: str, name: str, tensor: Any, wanted: str = "float32") -> Captured:
+    """Take a tensor of rank 1 in a dtype, one number a head, as a table of the pattern.
 
     Raises: ShapeMismatch, WrongStage.
     """
     shape, kind = list(tensor.shape), str(getattr(tensor, "dtype", "")).removeprefix("torch.")
-    if len(shape) != 1 or kind != "float32":
+    if len(shape) != 1 or kind != wanted:
         raise ShapeMismatch(
             where=user_line(),
             left=f"{verb}'s {name} of shape {shape} in {kind}",
-            right="one float32 number a head, [Hs]",
+            right=f"one {wanted} number a head, [Hs]",
             problem=f"{len(shape)} dimensions in {kind}"
             if len(shape) != 1
             else f"its dtype is {kind}",
-            way_out="give a tensor such as torch.full((heads,), 0.9).",
+            way_out="give a tensor such as torch.full((heads,), 0.9)."
+            if wanted == "float32"
+            else "give a tensor such as torch.full((heads,), 8, dtype=torch.int32).",
         )
     return _record(verb).capture(tensor)
+
+
+def captured_counts(verb: str, name: str, tensor: Any, *, least: int) -> tuple[Captured, int]:
+    """Take an int32 tensor [heads] of counts as a table; also give the largest of them.
+
+    Raises: ShapeMismatch, WrongStage, and NegativeCount for a count below `least`.
+    """
+    table = captured_row(verb, name, tensor, "int32")
+    counts = [int(n) for n in tensor]
+    if min(counts, default=least) < least:
+        head = counts.index(min(counts))
+        raise NegativeCount(
+            where=user_line(),
+            verb=verb,
+            name=f"{name}[{head}]",
+            value=min(counts),
+            least=least,
+            counts="units of one head",
+        )
+    return table, max(counts, default=0)
 
 
 def _is_block_mask(value: Any) -> bool:

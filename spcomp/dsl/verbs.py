@@ -21,6 +21,7 @@ from spcomp.ir.nodes import (
     Intersect,
     Merge,
     Node,
+    Probe,
     Selection,
     State,
     Stream,
@@ -42,12 +43,12 @@ def downsample(
 
     x [B,H,S,D] -> [B,H,U,D] in x's dtype; by "mean", "max", "min" or "minmax" (both, for an upper
     bound). Units start every `stride` tokens (default: block). tail "keep" pools a short last unit
-    over its real tokens, "drop" leaves it out.
+    over its real tokens, "drop" leaves it out, "pad" takes the mean with zeros in it.
     Raises: NegativeCount, NotANumber, UnknownChoice, WrongStage.
     """
-    check.stage("downsample", "x", x, (*_TENSORS, Argument), _SIDES, "pool q, k or v")
+    check.stage("downsample", "x", x, (*_TENSORS, Argument, Probe), _SIDES, "pool q, k or v")
     check.choice("downsample", "by", by, POOLINGS)
-    check.choice("downsample", "tail", tail, ("keep", "drop"))
+    check.choice("downsample", "tail", tail, ("keep", "drop", "pad"))
     block = check.count("downsample", "block", block, least=1, counts="the tokens of a unit")
     step = block if stride is None else stride
     step = check.count("downsample", "stride", step, least=1, counts="the tokens between units")

@@ -149,9 +149,9 @@ LAUNCHES = (
     "WarpsLaunch, GatherLaunch, InvertLaunch, KeysLaunch, MergeLaunch"
 )
 STAGES = (
-    "Input, Captured, Argument, Downsample, Fold, State, Score, Softmax, Regroup, TopK, TopP, "
-    "Given, Sink, Local, Causal, Everything, MaskMod, Union, Intersect, Region, Stream, Gather, "
-    "Attend, Merge"
+    "Input, Captured, Argument, Downsample, Fold, State, Score, Softmax, Regroup, Probe, Sums, "
+    "Needed, Alike, TopK, TopP, Diagonals, Covered, Switch, Given, Sink, Local, Causal, "
+    "Everything, MaskMod, Union, Intersect, Region, Stream, Gather, Attend, Merge"
 )
 WRONG_PROGRAMS = [
     ("", "line 1 of the IR text holds no program: ", 0),
@@ -162,7 +162,11 @@ WRONG_PROGRAMS = [
     (HEAD + "return %1", "returns %1, which no line defines", 3),
     (HEAD + "return %0\n%1 = Sink(count=1)", "stands after the return", 4),
     (HEAD + "%1 = Sinc(count=1)", f"names the unknown stage 'Sinc' (known: {STAGES})", 3),
-    (HEAD + "%1 = Sink(size=1)", "gives Sink the unknown field 'size' (it has count, unit)", 3),
+    (
+        HEAD + "%1 = Sink(size=1)",
+        "gives Sink the unknown field 'size' (it has count, unit, by_head)",
+        3,
+    ),
     (HEAD + "%1 = Sink()", "gives Sink no 'count'", 3),
     (HEAD + "%1 = Sink(1)", "gives Sink a value without its field's name", 3),
     (
@@ -217,7 +221,7 @@ WRONG_PROGRAMS = [
     ),
     (
         HEAD + "%1 = Sink(count=1)\n%2 = Downsample(x=%1, block=4, stride=4)",
-        "gives Downsample.x a Sink, where a Input or Argument is needed",
+        "gives Downsample.x a Sink, where a Input or Argument or Probe is needed",
         4,
     ),
     (

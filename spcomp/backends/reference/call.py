@@ -12,6 +12,7 @@ from spcomp.backends.reference.pooling import (
     block_grid,
     compute_dtype,
     fold,
+    last_grid,
     pool,
     pooled_grid,
     token_grid,
@@ -27,6 +28,7 @@ from spcomp.ir.nodes import (
     Gather,
     Input,
     Node,
+    Probe,
     Score,
     State,
     Stream,
@@ -79,6 +81,8 @@ class Call:
         self._values: dict[Node, Pooled] = {}
         self._grids: dict[Node, Grid] = {}
         self._wide: dict[Node, Pooled] = {}
+        # What all rows share and selections read: sums along lines, counts, choices of the head.
+        self.known: dict[Node, Tensor] = {}
         for node in stages:
             self._prepare(node)
 
@@ -115,10 +119,14 @@ class Call:
             return self._state(node)
         if isinstance(node, Fold):
             return fold(self.tensor(node.x), node.size, node.reverse), None
+        if isinstance(node, Probe):
+            q = self.tensor(node.x)
+            return q[:, :, max(0, q.shape[2] - node.rows) :], None
         assert isinstance(node, Downsample), node
         if node not in self._values:
             count = self.grid(node).count
-            self._values[node] = pool(self.tensor(node.x), node.by, node.block, node.stride, count)
+            x, padded = self.tensor(node.x), node.tail == "pad"
+            self._values[node] = pool(x, node.by, node.block, node.stride, count, padded)
         return self._values[node]
 
     def _state(self, node: State) -> Pooled:
@@ -149,6 +157,8 @@ class Call:
                 self._grids[node] = pooled_grid(self.grid(node.x), node)
             elif isinstance(node, Fold):
                 self._grids[node] = block_grid(self.grid(node.x).tokens, node.size, self.device)
+            elif isinstance(node, Probe):
+                self._grids[node] = last_grid(self.grid(node.x), node.rows)
             else:
                 self._grids[node] = token_grid(int(self.tensor(node).shape[2]), self.device)
         return self._grids[node]

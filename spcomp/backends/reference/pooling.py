@@ -55,6 +55,12 @@ def token_grid(tokens: int, device: torch.device) -> Grid:
     return Grid(each, each, 1, tokens)
 
 
+def last_grid(inner: Grid, count: int) -> Grid:
+    """Give the grid of the last `count` units of another."""
+    begin = max(0, inner.count - count)
+    return Grid(inner.first[begin:], inner.last[begin:], inner.stride, inner.tokens)
+
+
 def pooled_grid(inner: Grid, node: Downsample) -> Grid:
     """Give the grid of the units pooled from those of another grid."""
     count = unit_count(inner.count, node)
@@ -89,17 +95,21 @@ def unit_count(length: int, node: Downsample) -> int:
     return max(1, -(-(length - node.block) // node.stride) + 1)
 
 
-def pool(x: Tensor, by: Pooling, block: int, stride: int, count: int) -> Pooled:
+def pool(
+    x: Tensor, by: Pooling, block: int, stride: int, count: int, padded: bool = False
+) -> Pooled:
     """Pool x [B,H,S,D] to [B,H,count,D] in its dtype, accumulated in float32 or wider.
 
-    A unit that reaches past the end is pooled over its real tokens.
+    A unit that reaches past the end is pooled over its real tokens; a mean, when `padded`, over
+    zeros too.
     """
     if count == 0:
         none = x[:, :, :0]
         return (none, none) if by == "minmax" else (none, None)
     if by == "mean":
         starts = torch.arange(count, device=x.device) * stride
-        real = (starts + block).clamp(max=x.shape[2]) - starts
+        ends = starts + block
+        real = (ends if padded else ends.clamp(max=x.shape[2])) - starts
         sums = _reduced(x.to(compute_dtype(x.dtype)), block, stride, count, 0.0, "sum")
         return (sums / real[:, None]).to(x.dtype), None
     high = _reduced(x, block, stride, count, -torch.inf, "amax") if by != "min" else None

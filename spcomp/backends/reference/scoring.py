@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from spcomp.backends.reference.call import Call, single
-from spcomp.backends.reference.pooling import Grid, block_grid
-from spcomp.ir.nodes import Local, Node, Regroup, Score, Sink, Softmax
+from spcomp.backends.reference.pooling import Grid, block_grid, token_grid
+from spcomp.ir.nodes import Local, Node, Regroup, Score, Sink, Softmax, Sums
 from spcomp.ir.nodes.score import HeadSharing, Reduction
-from spcomp.ir.units import score_below, units_ranked
+from spcomp.ir.units import score_below, sums_below, units_ranked
+
+SUMMED_AT_ONCE = 256
+"""The most rows of a map that are held while it is summed along lines."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +35,8 @@ class Rows:
 
 def row_grid(call: Call, node: Node) -> Grid:
     """Tell which query rows each row of a map of scores stands for."""
+    if sums_below(node) is not None:
+        return block_grid(call.env["Sq"], call.env["Sq"], call.device)
     while isinstance(node, Softmax):
         node = node.scores
     if isinstance(node, Regroup):
@@ -40,11 +45,17 @@ def row_grid(call: Call, node: Node) -> Grid:
 
 
 def unit_grid(call: Call, node: Node) -> Grid:
-    """Tell which key tokens each unit of a map of scores stands for."""
+    """Tell which key tokens, or which offsets, each unit of a map of scores stands for."""
     while isinstance(node, Softmax):
         node = node.scores
     if isinstance(node, Regroup):
-        return block_grid(call.env["Skv"], node.block, call.device)
+        starts, tokens = _block_starts(call, node), call.env["Skv"]
+        ends = (starts + node.block).clamp(max=tokens)
+        return Grid(starts.clamp(min=0), ends - 1, node.block, tokens)
+    if isinstance(node, Sums):
+        if node.along == "diagonals":
+            return token_grid(call.env["Skv"], call.device)
+        return unit_grid(call, node.scores)
     return call.grid(score_below(node).k)
 
 
@@ -67,6 +78,8 @@ def scores(call: Call, node: Node, rows: Rows) -> Tensor:
         return _probabilities(call, node, rows)
     if isinstance(node, Regroup):
         return _regrouped(call, node, rows)
+    if isinstance(node, Sums):
+        return _sums(call, node)[:, :, rows.start : rows.stop]
     assert isinstance(node, Score), node
     q = single(node.q, call.value(node.q))[:, :, rows.start : rows.stop].to(call.dtype)
     high, low = call.wide(node.k)
@@ -143,7 +156,7 @@ def _regrouped(call: Call, node: Regroup, rows: Rows) -> Tensor:
     fine = torch.nn.functional.pad(fine, (0, 0, 0, -fine.shape[2] % ratio), value=fill)
     by_row = fine.reshape(*fine.shape[:2], fine.shape[2] // ratio, ratio, fine.shape[3])
     joined = by_row.sum(dim=3) if node.by == "sum" else by_row.amax(dim=3)
-    units, blocks = unit_grid(call, node.scores).first, unit_grid(call, node).first
+    units, blocks = unit_grid(call, node.scores).first, _block_starts(call, node)
     unit = units_ranked(node.scores)
     overlap = _overlap(units, unit.block, blocks, node.block)
     if node.by == "sum":
@@ -155,12 +168,44 @@ def _regrouped(call: Call, node: Regroup, rows: Rows) -> Tensor:
     return torch.stack(highest, dim=-1)
 
 
+def _block_starts(call: Call, node: Regroup) -> Tensor:
+    """Give the first token of each block; below 0 where blocks are counted from the end."""
+    tokens, block = call.env["Skv"], node.block
+    count = -(-tokens // block)
+    begin = tokens - count * block if node.from_end else 0
+    return begin + block * torch.arange(count, device=call.device)
+
+
 def _overlap(units: Tensor, unit: int, blocks: Tensor, block: int) -> Tensor:
     """Count the tokens that each unit has in each block, from the first tokens and the sizes of
     both: int64 [units, blocks]."""
     first = torch.maximum(units[:, None], blocks[None, :])
     end = torch.minimum(units[:, None] + unit, blocks[None, :] + block)
     return (end - first).clamp(min=0)
+
+
+@torch.no_grad()
+def _sums(call: Call, node: Sums) -> Tensor:
+    """Add a map along lines, over all its rows: [B,Hs,1,N]; once a call, some rows at a time."""
+    if node not in call.known:
+        total: Tensor | None = None
+        for start in range(0, row_grid(call, node.scores).count, SUMMED_AT_ONCE):
+            rows = list_rows(call, node.scores, start, start + SUMMED_AT_ONCE)
+            part = _of_candidates(call, node.scores, rows, 0.0)
+            if node.along == "diagonals":
+                part = _by_offset(part, rows.high)
+            joined = part.sum(dim=2, keepdim=True)
+            total = joined if total is None else total + joined
+        assert total is not None
+        call.known[node] = total
+    return call.known[node]
+
+
+def _by_offset(values: Tensor, positions: Tensor) -> Tensor:
+    """Lay the entries [B,H,n,Skv] of rows at some positions by their offset t - u."""
+    key = positions - torch.arange(values.shape[3], device=values.device)
+    index = key.clamp(min=0).expand(*values.shape[:2], *key.shape)
+    return values.gather(3, index).masked_fill(key < 0, 0.0)
 
 
 def candidates(call: Call, node: Node, rows: Rows) -> Tensor:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from spcomp.backends.reference.call import Call
+from spcomp.backends.reference.covering import covered
 from spcomp.backends.reference.expressions import Value, Values, evaluate
 from spcomp.backends.reference.pooling import Grid
+from spcomp.backends.reference.probing import alike, head_table
 from spcomp.backends.reference.scoring import (
     Rows,
     candidates,
@@ -27,20 +29,26 @@ from spcomp.backends.reference.scoring import (
 from spcomp.errors import ShapeMismatch
 from spcomp.ir.expr import Expr
 from spcomp.ir.nodes import (
+    Alike,
     Causal,
+    Covered,
+    Diagonals,
     Everything,
     Given,
     Intersect,
     Local,
     MaskMod,
+    Needed,
     Node,
     Region,
     Sink,
+    Switch,
     TopK,
     TopP,
     Union,
 )
 from spcomp.ir.nodes.select import Crossing
+from spcomp.ir.units import units_ranked
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,25 +89,82 @@ def mask_of(node: Node, chunk: Chunk) -> Tensor:
         return _chosen(node, chunk)
     if isinstance(node, Given):
         return _given(node, chunk)
+    if isinstance(node, Switch):
+        return _switched(node, chunk)
+    if isinstance(node, Diagonals):
+        return _diagonal(node, chunk)
+    if isinstance(node, Covered):
+        return _covering(node, chunk)
+    if isinstance(node, Alike):
+        return alike(chunk.call, node)[:, :, None, None]
     if isinstance(node, MaskMod):
         return _ruled(node.predicate, symbols(chunk), chunk)
     if isinstance(node, Region):
         held = {f"chosen{n}": mask_of(part, chunk) for n, part in enumerate(node.lists)}
         return _ruled(node.predicate, {**symbols(chunk), **held}, chunk)
-    return _placed(node, chunk)[None, None]
+    return _placed(node, chunk)
+
+
+def _switched(node: Switch, chunk: Chunk) -> Tensor:
+    """Take for each head the mask of its case."""
+    if isinstance(node.by, Alike):
+        case = alike(chunk.call, node.by).long()
+    else:
+        case = head_table(chunk.call, node.by, chunk.call.env["Hq"])[None]
+    parts = [
+        mask_of(held, chunk) & (case == number)[:, :, None, None]
+        for number, held in enumerate(node.cases)
+    ]
+    return reduce(torch.logical_or, parts)
+
+
+def _diagonal(node: Diagonals, chunk: Chunk) -> Tensor:
+    """Hold the keys whose distance from the query is listed, in tokens or in blocks of them."""
+    assert isinstance(node.offsets, (TopK, TopP))
+    with torch.no_grad():
+        _, kept, _ = kept_units(chunk.call, node.offsets, 0, 1)
+        unit = units_ranked(node.offsets.scores).stride
+        t, key = chunk.positions, chunk.lasts[None, :]
+        offset = t // unit - key // unit
+        held = kept[:, :, 0][:, :, offset.clamp(min=0)] & (key <= t)
+        return _on_heads(held, chunk)
+
+
+def _covering(node: Covered, chunk: Chunk) -> Tensor:
+    """Hold what each block of query rows reads of lines covered by blocks of keys."""
+    assert isinstance(node.columns, (TopK, TopP)) and isinstance(node.offsets, (TopK, TopP))
+    with torch.no_grad():
+        call = chunk.call
+        columns, offsets = (
+            kept_units(call, part, 0, 1)[1][:, :, 0] for part in (node.columns, node.offsets)
+        )
+        first = chunk.start // node.block
+        blocks = range(first, -(-chunk.stop // node.block))
+        ends = [(m + 1) * node.block + call.shift for m in blocks]
+        held = covered(columns, offsets, ends, node.block)[..., : chunk.keys]
+        return _on_queries(held, node.block, first, chunk)
 
 
 def _placed(node: Node, chunk: Chunk) -> Tensor:
-    """Masks of positions alone: [R, N]."""
+    """Masks of positions alone, [1,1,R,N]; with a table by head [1,Hq,R,N]."""
     t, key = chunk.positions, chunk.lasts[None, :]
     if isinstance(node, Causal):
-        return key <= t
+        return (key <= t)[None, None]
     if isinstance(node, Local):
-        return (key <= t) & (key // node.unit > t // node.unit - node.count)
+        recent = key // node.unit > t // node.unit - _count(node, chunk)
+        return (key <= t) & recent
     if isinstance(node, Sink):
-        return chunk.grid.first[None, : chunk.keys] < node.count * node.unit
+        return chunk.grid.first[: chunk.keys] < _count(node, chunk) * node.unit
     assert isinstance(node, Everything), node
-    return torch.ones(1, 1, dtype=torch.bool, device=t.device)
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=t.device)
+
+
+def _count(node: Sink | Local, chunk: Chunk) -> Tensor:
+    """Give the count of a rule, [1,1,1,1] or by head [1,Hq,1,1]."""
+    if node.by_head is None:
+        return torch.tensor(node.count, device=chunk.call.device)[None, None, None, None]
+    table = head_table(chunk.call, node.by_head, chunk.call.env["Hq"])
+    return table[None, :, None, None].long()
 
 
 def _ruled(predicate: Expr, values: Values, chunk: Chunk) -> Tensor:
@@ -129,27 +194,74 @@ def kept_units(call: Call, node: TopK | TopP, first: int, stop: int) -> tuple[Ro
 
     Returns: the rows, the kept units bool [B,Hs,n,Nk], and the scores [B,Hs,n,Nk].
     """
+    if isinstance(node, TopP) and node.over == "map":
+        return _of_the_map(call, node, first, stop)
     rows = list_rows(call, node.scores, first, stop)
     values = scores(call, node.scores, rows)
     always = forced(call, node.scores, node.always, rows)
     able = candidates(call, node.scores, rows) | always
     if isinstance(node, TopK):
-        return rows, best(values, able, always, call.number(node.k)), values
-    p: Tensor | float | None = node.p
-    if node.p_by_head is not None:
-        p = call.tensor(node.p_by_head).to(values.dtype)[None, :, None, None]
-    assert p is not None
+        return rows, best(values, able, always, _most(call, node, rows, values.shape[1])), values
+    p = _goal(call, node, values)
     return rows, share(values, able, always, p, node.crossing, node.least), values
 
 
-def best(values: Tensor, able: Tensor, always: Tensor, k: int) -> Tensor:
+def _goal(call: Call, node: TopP, values: Tensor) -> Tensor | float:
+    if node.p_by_head is not None:
+        return call.tensor(node.p_by_head).to(values.dtype)[None, :, None, None]
+    assert node.p is not None
+    return node.p
+
+
+def _most(call: Call, node: TopK, rows: Rows, heads: int) -> int | Tensor:
+    """Give how many units a row keeps: a number, or int64 broadcastable to [B,Hs,n]."""
+    k = call.number(node.k)
+    if node.k_from is None:
+        return k
+    if isinstance(node.k_from, Needed):
+        return needed(call, node.k_from)[:, :, rows.start : rows.stop].clamp(max=k)
+    return head_table(call, node.k_from, heads)[None, :, None].long().clamp(max=k)
+
+
+def _of_the_map(call: Call, node: TopP, first: int, stop: int) -> tuple[Rows, Tensor, Tensor]:
+    """Choose from all rows of a head as from one; once a call."""
+    everything = list_rows(call, node.scores, 0, row_grid(call, node.scores).count)
+    values = scores(call, node.scores, everything)
+    if node not in call.known:
+        always = forced(call, node.scores, node.always, everything)
+        able = candidates(call, node.scores, everything) | always
+        flat, may, must = (
+            x.expand_as(values).flatten(2)[:, :, None] for x in (values, able, always)
+        )
+        p = _goal(call, node, values)
+        kept = share(flat, may, must, p, node.crossing, node.least)
+        call.known[node] = kept.reshape(values.shape)
+    rows = list_rows(call, node.scores, first, stop)
+    part = slice(rows.start, rows.stop)
+    return rows, call.known[node][:, :, part], values[:, :, part]
+
+
+def needed(call: Call, node: Needed) -> Tensor:
+    """Count the units that a share of each row needs, as `Needed` says: int64 [B,Hs,Nq]."""
+    if node not in call.known:
+        rows = list_rows(call, node.scores, 0, row_grid(call, node.scores).count)
+        values = scores(call, node.scores, rows)
+        able = candidates(call, node.scores, rows)
+        kept = share(values, able, torch.zeros_like(able), node.p, node.crossing, 0)
+        units = (-(-(kept.sum(-1) + node.extra) // node.per)).clamp(min=node.least)
+        call.known[node] = units if node.most is None else units.clamp(max=node.most)
+    return call.known[node]
+
+
+def best(values: Tensor, able: Tensor, always: Tensor, k: int | Tensor) -> Tensor:
     """Keep min(max(k, always), able) units a row: those of `always`, then the highest values.
 
-    values [B,Hs,n,Nk]; able, always bool broadcastable to it -> bool like values. A tie goes to the
-    lower index; NaN ranks below every number.
+    values [B,Hs,n,Nk]; able, always bool broadcastable to it; k a number, or int64 broadcastable to
+    [B,Hs,n] -> bool like values. A tie goes to the lower index; NaN ranks below every number.
     """
     always, able = always.expand_as(values), able.expand_as(values)
-    keep = torch.minimum(always.sum(-1).clamp(min=k), able.sum(-1))[..., None]
+    wanted = torch.as_tensor(k, device=values.device)
+    keep = torch.minimum(torch.maximum(always.sum(-1), wanted), able.sum(-1))[..., None]
     order = _ranked(values, able, always)
     place = torch.arange(values.shape[-1], device=values.device)
     return torch.zeros_like(able).scatter(-1, order, place < keep)
@@ -242,7 +354,11 @@ def _on_queries(held: Tensor, granule: int, first: int, chunk: Chunk) -> Tensor:
     """Carry marks from the rows and heads of a list to queries: [B|1,Hs,n,N] -> [B|1,Hq|1,R,N]."""
     row = chunk.queries[:, 0] // granule - first
     padded = torch.nn.functional.pad(held, (0, 0, 0, 1))
-    by_query = padded[:, :, row.clamp(max=held.shape[2])]
+    return _on_heads(padded[:, :, row.clamp(max=held.shape[2])], chunk)
+
+
+def _on_heads(held: Tensor, chunk: Chunk) -> Tensor:
+    """Carry marks from the heads of a list to the query heads; those of one list stay one."""
     lists, heads = held.shape[1], chunk.call.env["Hq"]
     if heads % lists:
         raise ShapeMismatch(
@@ -251,4 +367,4 @@ def _on_queries(held: Tensor, granule: int, first: int, chunk: Chunk) -> Tensor:
             problem=f"{heads} is not a multiple of {lists}",
             way_out="give one list for all heads, for each KV head, or for each query head.",
         )
-    return by_query if lists == 1 else by_query.repeat_interleave(heads // lists, dim=1)
+    return held if lists == 1 else held.repeat_interleave(heads // lists, dim=1)

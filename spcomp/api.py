@@ -14,7 +14,7 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 from torch import Tensor
 
-from spcomp import arguments, compiler, torch_op
+from spcomp import arguments, compiler, packed, torch_op
 from spcomp.backends import registry
 from spcomp.backends.base import Backend, Executable, Source, Specialisation, default_schedule
 from spcomp.dsl.pattern import Pattern, PatternFunction
@@ -201,21 +201,69 @@ class Attention:
                  before any compile; NotWarmedUp inside the capture of a CUDA graph.
         """
         if torch.compiler.is_compiling():
-            q, k, v = _autocast(q, k, v)
+            q, k, v = torch_op.autocast(q, k, v)
             out, lse = torch_op.attend(q, k, v, self.tables, self.handle, scale)
         else:
             out, lse = self._attend(q, k, v, scale, _NOTHING_KEPT)
         return (out, lse) if return_lse else out
+
+    def varlen(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int | None = None,
+        max_seqlen_k: int | None = None,
+        scale: float | None = None,
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend to packed sequences: each one alone, as a call of its own would.
+
+        q [Tq,Hq,D], k [Tk,Hkv,D], v [Tk,Hkv,Dv], any strides with a unit last one; sequence n is
+        rows cu_seqlens_q[n] … cu_seqlens_q[n+1]-1 of q and likewise of k and v. cu_seqlens: int32
+        [B+1] on the tensors' device, from 0 to Tq (Tk), never falling; a length may be 0, and those
+        of q and k differ freely. max_seqlen: at least the longest length, from 1 on; computed where
+        it is left out and the lengths can be read without waiting for a device. Returns out
+        [Tq,Hq,Dv] in q's dtype, and with `return_lse` also lse [Hq,Tq] f32, natural log.
+
+        The values of cu_seqlens are checked on the CPU. On a device they are not: reading them
+        would wait for it. Rows that no sequence holds, or that lie past max_seqlen, are undefined
+        there. Inside torch.compile the call runs outside the graph, which is cut there.
+        Raises: what a call raises; WrongLengths, LengthMissing, CannotPack.
+        """
+        lengths = packed.Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        run = packed.outside_the_graph if torch.compiler.is_compiling() else packed.attend
+        out, lse = run(self, q, k, v, lengths, scale)
+        return (out, lse) if return_lse else out
+
+    def explain_varlen(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int | None = None,
+        max_seqlen_k: int | None = None,
+    ) -> str:
+        """Say what `varlen` with these tensors runs, and why."""
+        lengths = packed.Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        built, env = packed.built_for(self, q, k, v, lengths, None)
+        return packed.ONE_BY_ONE if built is None else explanation(built, env)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, kept: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         if torch.is_autocast_enabled("cuda" if q.is_cuda else torch_op.autocast_kind(q)):
             if not kept:
-                q, k, v = _autocast(q, k, v)
+                q, k, v = torch_op.autocast(q, k, v)
             with torch_op.without_autocast(q):
                 return self._attend(q, k, v, scale, kept)
-        epoch = self._now() if self._lists else self._epoch
+        epoch = self.now() if self._lists else self._epoch
         key = (scale, *arguments.call_key(q, k, v, *self.tables))
         known = epoch.admitted.get(key)
         if known is None:
@@ -225,12 +273,16 @@ class Attention:
             env = self._checked(q, k, v)
             if 0 in (env["B"], env["Sq"], env["Skv"]):
                 return _nothing(q, v)
-            known = env, self._built(epoch, q, k, v, scale).executable, self._tables(epoch)
-            if len(epoch.admitted) >= MOST_ADMITTED:
-                epoch.admitted.clear()
-            epoch.admitted[key] = known
+            known = env, self._built(epoch, q, k, v, scale).executable, self.tables_of(epoch)
+            self.admit(epoch, key, known)
         env, executable, tables = known
         return executable.run({"q": q, "k": k, "v": v, **tables}, env, kept)
+
+    def admit(self, epoch: _Epoch, key: tuple[object, ...], known: Admitted) -> None:
+        """Keep a call that passed its checks; all others go when there are too many."""
+        if len(epoch.admitted) >= MOST_ADMITTED:
+            epoch.admitted.clear()
+        epoch.admitted[key] = known
 
     def attend_kept(
         self,
@@ -264,7 +316,7 @@ class Attention:
             arguments.check_gradients(name, {"q": q, "k": k, "v": v, **tables})
         return env
 
-    def _now(self) -> _Epoch:
+    def now(self) -> _Epoch:
         """Begin a new epoch when a list of the pattern was written to since it was sorted.
 
         Tables of a rule need no such care: the kernels read them at each call.
@@ -289,19 +341,24 @@ class Attention:
             epoch.canonical = canonical_lists(self.pattern)
         return epoch.canonical
 
-    def _tables(self, epoch: _Epoch) -> dict[str, Tensor]:
+    def tables_of(self, epoch: _Epoch) -> dict[str, Tensor]:
+        """Give the pattern's tensors by the names that plans have for them."""
         return self._canonical(epoch).tensors if self.tables else {}
 
     def built(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Built:
         """Give the plan, source and executable a call with these tensors runs."""
-        return self._built(self._now(), q, k, v, scale)
+        return self._built(self.now(), q, k, v, scale)
 
     def _built(self, epoch: _Epoch, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Built:
-        phase = phase_of(q)
-        spec = arguments.specialisation(q, k, v)
+        return self.built_as(epoch, q, phase_of(q), arguments.specialisation(q, k, v), scale)
+
+    def built_as(
+        self, epoch: _Epoch, q: Tensor, phase: Phase, spec: Specialisation, scale: float | None
+    ) -> Built:
+        """Give the plan, source and executable of calls of one kind on q's device."""
         device = q.device
         backend = self.compiled.backend_of(device.type)
-        widths = tuple(t.shape for t in self._tables(epoch).values()) if self._lists else ()
+        widths = tuple(t.shape for t in self.tables_of(epoch).values()) if self._lists else ()
         key = (backend.name, phase, spec, device.type, device.index, scale, widths)
         plans = self.compiled.plans
         found = plans.get(key)
@@ -429,18 +486,6 @@ def versions_of(lists: Sequence[Tensor]) -> tuple[int, ...]:
 
 def _is_captured(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cast what `scaled_dot_product_attention` would: floats, and no float64."""
-    kind = torch_op.autocast_kind(q)
-    if not torch.is_autocast_enabled(kind):
-        return q, k, v
-    dtype = torch.get_autocast_dtype(kind)
-    q, k, v = (
-        x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v)
-    )
-    return q, k, v
 
 
 def _scaled(pattern: Pattern, scale: float | None) -> Pattern:

@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "spcomp.kvcache",
         "spcomp.arguments",
         "spcomp.nn",
+        "spcomp.packed",
         "spcomp.torch_op",
         "spcomp.tuning",
     ),

@@ -35,13 +35,15 @@ class Specialisation:
     """What a kernel is specialised on: dtype and head dimensions. Never a length.
 
     is_aligned: every row of q, k and v begins at a multiple of 16 bytes, at a place of its own.
-    heads: Hq and Hkv, zeros when they are not known."""
+    heads: Hq and Hkv, zeros when they are not known. is_packed: sequences lie one behind the other
+    in tensors without a batch axis."""
 
     dtype: str
     head_dim: int
     value_dim: int
     is_aligned: bool = True
     heads: tuple[int, int] = (0, 0)
+    is_packed: bool = False
 
     @property
     def element_bytes(self) -> int:

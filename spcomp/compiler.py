@@ -57,7 +57,7 @@ def lower(
     """
     program = normalise(canonical_lists(pattern).program)
     axes = schedule or default_schedule(backend, target, spec)
-    plan = cut(program, phase, axes, order, spec.heads)
+    plan = cut(program, phase, axes, order, spec.heads, spec.is_packed)
     if current().check:
         check(plan, "cut")
     refusal = backend.refuses(plan, target, spec)

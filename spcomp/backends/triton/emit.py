@@ -18,6 +18,8 @@ from spcomp.backends.triton.expr_text import gluon_text, to_triton
 from spcomp.codegen.header import digest_of, header
 from spcomp.codegen.render import register_filter, render
 from spcomp.ir import dims
+from spcomp.ir.dim_exprs import expr_of
+from spcomp.ir.expr import Expr
 from spcomp.ir.launches import (
     AttendLaunch,
     AttendRule,
@@ -53,6 +55,26 @@ class Setting:
     def is_float32(self) -> bool:
         """Whether dots must be IEEE."""
         return self.spec.dtype == "float32"
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether sequences are packed."""
+        return self.plan.is_packed
+
+    def is_packed_out(self, out_buf: str) -> bool:
+        """Tell whether an output is a packed result, and no scratch with a batch axis."""
+        return self.is_packed and out_buf == self.plan.out
+
+    def unit_count(self, buffer: str, axis: int) -> Expr:
+        """Give the units of a packed sequence, by the buffer that has room for the longest."""
+        if not self.is_packed:
+            return select.NONE
+        dim = self.plan.buffer(buffer).dims[axis]
+        return expr_of(dims.Skv if dim == dims.Tk else dim)
+
+    def item_k(self, k: dims.Dim) -> Expr:
+        """Give what a packed sequence keeps, where it depends on its length."""
+        return expr_of(k) if self.is_packed and dims.symbols_of(k) else select.NONE
 
     def inputs(self, names: tuple[str, ...]) -> tuple[CapturedArg, ...]:
         """Give the captured tensors of a launch as kernel arguments."""
@@ -94,6 +116,8 @@ def _pool(launch: PoolLaunch, s: Setting) -> object:
         unit_tile=launch.axis("unit_tile"),
         token_tile=launch.axis("token_tile"),
         is_interpreted=s.is_interpreted,
+        is_packed=s.is_packed,
+        is_of_queries=launch.x_buf == "q",
     )
 
 
@@ -109,13 +133,19 @@ def _scored(launch: SelectLaunch | ScoreLaunch, s: Setting) -> dict[str, Any]:
         "reduction": "none" if rule.heads == "query" else rule.reduce,
         "visible": rule.visible,
         "forced": rule.forced,
+        "is_packed": s.is_packed,
+        "has_packed_rows": s.is_packed and launch.rows_buf == "q",
+        "has_packed_units": s.is_packed and launch.units_buf == "k",
+        "unit_count": s.unit_count(launch.units_buf, 2),
         "is_float32": s.is_float32,
         "is_interpreted": s.is_interpreted,
     }
 
 
 def _select(launch: SelectLaunch, s: Setting) -> object:
-    return select.select_context(block_r=launch.axis("block_r"), **_scored(launch, s))
+    return select.select_context(
+        block_r=launch.axis("block_r"), item_k=s.item_k(launch.k), **_scored(launch, s)
+    )
 
 
 def _score(launch: ScoreLaunch, s: Setting) -> object:
@@ -123,7 +153,13 @@ def _score(launch: ScoreLaunch, s: Setting) -> object:
 
 
 def _topk(launch: TopKLaunch, s: Setting) -> object:
-    return select.TopKContext(s.header, launch.axis("block_u"))
+    return select.topk_context(
+        header=s.header,
+        block_u=launch.axis("block_u"),
+        is_packed=s.is_packed,
+        unit_count=s.unit_count(launch.scores_buf, 3),
+        item_k=s.item_k(launch.k),
+    )
 
 
 def _tiles(launch: TilesLaunch, s: Setting) -> object:
@@ -136,6 +172,7 @@ def _tiles(launch: TilesLaunch, s: Setting) -> object:
         predicate=launch.predicate,
         inputs=s.inputs(launch.table_bufs),
         has_counter=bool(launch.counter_buf),
+        is_packed=s.is_packed,
     )
 
 
@@ -143,7 +180,10 @@ def _invert(launch: InvertLaunch, s: Setting) -> object:
     if launch.step == "scan":
         return invert.InvertScanContext(header=s.header, block=launch.axis("block"))
     return invert.InvertContext(
-        header=s.header, rows=launch.axis("rows"), block_u=launch.axis("block_u")
+        header=s.header,
+        rows=launch.axis("rows"),
+        block_u=launch.axis("block_u"),
+        is_packed=s.is_packed,
     )
 
 
@@ -167,6 +207,7 @@ def _rule(rule: AttendRule, s: Setting, tables: tuple[str, ...]) -> dict[str, An
     return {
         **_pairs(rule, s, tables),
         "is_float32": s.is_float32,
+        "is_packed": s.is_packed,
         "is_interpreted": s.is_interpreted,
     }
 
@@ -191,6 +232,7 @@ def _attend(launch: AttendLaunch, s: Setting) -> object:
         block_k=launch.axis("block_k"),
         num_stages=launch.axis("stages"),
         flags=launch.rule.flags,
+        has_packed_out=s.is_packed_out(launch.out_buf),
         **_rule(launch.rule, s, launch.table_bufs),
     )
 
@@ -202,6 +244,7 @@ def _gather(launch: GatherLaunch, s: Setting) -> object:
         num_stages=launch.axis("stages"),
         unit=launch.unit,
         flags=launch.rule.flags,
+        has_packed_out=s.is_packed_out(launch.out_buf),
         **_rule(launch.rule, s, launch.table_bufs),
     )
 
@@ -225,6 +268,8 @@ def _merge(launch: MergeLaunch, s: Setting) -> object:
         block_p=launch.axis("block_p"),
         has_counts=bool(launch.count_buf),
         is_interpreted=s.is_interpreted,
+        is_packed=s.is_packed,
+        has_packed_out=s.is_packed_out(launch.out_buf),
     )
 
 

@@ -37,6 +37,7 @@ class AttendingContext:
     score_hook: Expr
     has_score_hook: bool
     helpers: Helpers
+    is_packed: bool
     is_interpreted: bool
 
 
@@ -52,6 +53,7 @@ def _attending(
     score_hook: Expr = SCORE,
     has_score_hook: bool = False,
     is_float32: bool = False,
+    is_packed: bool = False,
     is_interpreted: bool = False,
 ) -> dict[str, Any]:
     """Derive the fields of `AttendingContext`; bounds: other expressions the template prints.
@@ -79,6 +81,7 @@ def _attending(
         "score_hook": score_hook,
         "has_score_hook": has_score_hook,
         "helpers": helpers_of(predicate, *bounds, score_hook),
+        "is_packed": is_packed,
         "is_interpreted": is_interpreted,
     }
 
@@ -89,14 +92,20 @@ class AttendContext(AttendingContext):
 
     block_q: int
     flags: tuple[str, ...]
+    has_packed_out: bool
 
 
-def attend_context(*, block_q: int, flags: tuple[str, ...] = (), **shared: Any) -> AttendContext:
+def attend_context(
+    *, block_q: int, flags: tuple[str, ...] = (), has_packed_out: bool = False, **shared: Any
+) -> AttendContext:
     """Make the context of the query-major kernel; shared: the arguments of `_attending`.
 
     flags: names of the flags (`chosen0`, …) at bits 24, 25, … of a tile entry, in bit order.
+    has_packed_out: out and lse are packed like q, and no parts with a batch axis.
     """
-    return AttendContext(block_q=block_q, flags=flags, **_attending(**shared))
+    return AttendContext(
+        block_q=block_q, flags=flags, has_packed_out=has_packed_out, **_attending(**shared)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +116,17 @@ class GatherContext(AttendingContext):
     unit: int
     is_unit_tiled: bool
     flags: tuple[str, ...]
+    has_packed_out: bool
 
 
 def gather_context(
-    *, block_m: int, block_k: int, unit: int, flags: tuple[str, ...] = (), **shared: Any
+    *,
+    block_m: int,
+    block_k: int,
+    unit: int,
+    flags: tuple[str, ...] = (),
+    has_packed_out: bool = False,
+    **shared: Any,
 ) -> GatherContext:
     """Make the context of the kernel over gathered keys; `unit` is in key tokens, any integer."""
     return GatherContext(
@@ -118,6 +134,7 @@ def gather_context(
         unit=unit,
         is_unit_tiled=unit % block_k == 0,
         flags=flags,
+        has_packed_out=has_packed_out,
         **_attending(block_k=block_k, **shared),
     )
 
@@ -176,6 +193,8 @@ class MergeContext:
     block_p: int
     has_counts: bool
     is_interpreted: bool
+    is_packed: bool
+    has_packed_out: bool
 
 
 def merge_context(
@@ -186,6 +205,8 @@ def merge_context(
     block_p: int,
     has_counts: bool,
     is_interpreted: bool = False,
+    is_packed: bool = False,
+    has_packed_out: bool = False,
 ) -> MergeContext:
     """Make the context of the merge; `block_r` rows x `block_p` parts (powers of two) a step."""
     block_dv = padded_dim(value_dim)
@@ -198,4 +219,6 @@ def merge_context(
         block_p=block_p,
         has_counts=has_counts,
         is_interpreted=is_interpreted,
+        is_packed=is_packed,
+        has_packed_out=has_packed_out,
     )

@@ -52,6 +52,7 @@ class TilesContext:
     has_elements: bool
     inputs: tuple[CapturedArg, ...]
     has_counter: bool
+    is_packed: bool
     helpers: Helpers
 
 
@@ -65,6 +66,7 @@ def tiles_context(
     inputs: tuple[CapturedArg, ...] = (),
     chunk: int = 512,
     has_counter: bool = False,
+    is_packed: bool = False,
 ) -> TilesContext:
     """Make the context of the tiles kernel.
 
@@ -94,5 +96,6 @@ def tiles_context(
         has_elements=not is_exact,
         inputs=inputs,
         has_counter=has_counter,
+        is_packed=is_packed,
         helpers=helpers_of(*shown),
     )

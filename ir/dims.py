@@ -35,9 +35,7 @@ R, R0 = _symbol("R", 1), _symbol("R0", 0)
 Tq, Tk = _symbol("Tq", 1), _symbol("Tk", 1)
 G = Hq / Hkv
 
-SYMBOLS: dict[str, sympy.Symbol] = {
-    s.name: s for s in (B, Hq, Hkv, Sq, Skv, D, Dv, R, R0, Tq, Tk)
-}
+SYMBOLS: dict[str, sympy.Symbol] = {s.name: s for s in (B, Hq, Hkv, Sq, Skv, D, Dv, R, R0, Tq, Tk)}
 
 
 def ceildiv(a: Dim, b: Dim) -> Dim:

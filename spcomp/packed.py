@@ -221,11 +221,11 @@ def _checked(
                 way_out="give the longest length, or leave it out on the CPU.",
             )
         if starts.is_meta or waits:
-            if longest is None:
+            if longest is None and waits:
                 raise LengthMissing(
                     name=f"max_seqlen_{side}", source=f"cu_seqlens_{side}", device=starts.device
                 )
-            env[symbol] = longest
+            env[symbol] = longest or 1
         else:
             env[symbol] = _read(side, starts, longest, totals[side])
     _check_pattern(attention.pattern, env, str(q.device))
@@ -323,18 +323,18 @@ def _check_pattern(pattern: Pattern, env: dict[str, int], device: str) -> None:
     """Refuse lists and masks that were made for one pair of lengths, and tables that are too
     short."""
     for node in pattern.program.stages():
+        if isinstance(node, (Given, MaskMod)) and node.built_for is not None:
+            raise CannotPack(
+                where=node.where,
+                what="a mask built for Sq = {} and Skv = {}".format(*node.built_for),
+                why="every sequence has lengths of its own",
+                way_out="pass its rule to mask_mod(), without the lengths.",
+            )
         if isinstance(node, Given):
             raise CannotPack(
                 where=node.where,
                 what="a list of blocks that the user gives",
                 why="its rows are those of a batch of one pair of lengths",
                 way_out="call the pattern on a batch, or choose by score or by rule.",
-            )
-        if isinstance(node, MaskMod) and node.built_for is not None:
-            raise CannotPack(
-                where=node.where,
-                what="a mask built for Sq = {} and Skv = {}".format(*node.built_for),
-                why="every sequence has lengths of its own",
-                way_out="pass its rule to mask_mod(), without the lengths.",
             )
     arguments.check_masks(pattern, env, device)

@@ -25,9 +25,7 @@ from spcomp.ir.plan import Launch, Slabs
 MOST_PREPARED = 256  # calls of different shapes that are kept ready
 
 Traits: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int]
-Key: TypeAlias = tuple[
-    int, tuple[str, ...], tuple[str, ...], tuple[Traits, ...], tuple[int, ...]
-]
+Key: TypeAlias = tuple[int, tuple[str, ...], tuple[str, ...], tuple[Traits, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +149,7 @@ class TritonExecutable:
             shape = tuple([size(env) for size in sizes])
             strides = contiguous(shape)
             if self.plan.is_packed and len(shape) == 4:  # allocated as [Tq,Hq,Dv], read as [1,Hq,…]
-                batch, heads, tokens, width = shape
+                _, heads, tokens, width = shape
                 strides = (tokens * heads * width, width, heads * width, 1)
                 shapes.append((tokens, heads, width))
             else:

@@ -10,6 +10,7 @@ from spcomp.backends.triton.expr_text import Helpers, helpers_of
 from spcomp.ir.expr import FALSE, TRUE, Expr, Lit
 
 NONE = Lit(0)  # a count that the kernel does not make
+NO_HELPERS = Helpers()
 HeadReduction = Literal["none", "sum", "mean", "max"]
 
 
@@ -158,4 +159,4 @@ class TopKContext:
     unit_count: Expr = NONE
     has_item_k: bool = False
     item_k: Expr = NONE
-    helpers: Helpers = Helpers()
+    helpers: Helpers = NO_HELPERS

@@ -5,7 +5,7 @@ have lengths of their own, so there a kernel evaluates the formula for its seque
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 
 import sympy
 
@@ -31,12 +31,8 @@ def _expr(e: sympy.Expr) -> Expr:
         if isinstance(e, sympy.ceiling):
             above = op("add", above, op("sub", below, Lit(1)))
         return op("floordiv", above, below)
-    for kind, name in (
-        (sympy.Add, "add"),
-        (sympy.Mul, "mul"),
-        (sympy.Min, "min"),
-        (sympy.Max, "max"),
-    ):
+    names = {sympy.Add: "add", sympy.Mul: "mul", sympy.Min: "min", sympy.Max: "max"}
+    for kind, name in names.items():
         if isinstance(e, kind):
-            return reduce(lambda a, b, name=name: op(name, a, b), map(_expr, e.args))
+            return reduce(partial(op, name), map(_expr, e.args))
     raise TypeError(f"no expression for {e!r} of type {type(e).__name__}")

@@ -284,6 +284,10 @@ class Attention:
             epoch.admitted.clear()
         epoch.admitted[key] = known
 
+    def of(self, pattern: Pattern) -> Attention:
+        """Give another pattern compiled with the same options."""
+        return Attention(pattern, self.backend_name, self.order, self.axes)
+
     def attend_kept(
         self,
         q: Tensor,

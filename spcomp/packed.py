@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from spcomp import arguments, compiler, torch_op
+from spcomp.backends.base import Executable, Specialisation
 from spcomp.dsl.pattern import Pattern
 from spcomp.errors import (
     CannotPack,
     DeviceClash,
-    DtypeUnsupported,
     HeadsDoNotDivide,
     LengthMissing,
     ShapeMismatch,
@@ -27,13 +27,59 @@ from spcomp.errors import (
 from spcomp.ir.expr import Expr, Lit, substitute, symbols
 from spcomp.ir.nodes import Attend, Given, MaskMod, Node
 from spcomp.ir.nodes.base import rebuild
-
-if TYPE_CHECKING:
-    from spcomp.api import Admitted, Attention, Built
+from spcomp.ir.plan import Phase
 
 FORMS = {"q": ("Tq", "Hq", "D"), "k": ("Tk", "Hkv", "D"), "v": ("Tk", "Hkv", "Dv")}
 ONE_BY_ONE = "the reference backend runs the packed sequences one by one"
 Result: TypeAlias = tuple[Tensor, Tensor]
+Admitted: TypeAlias = tuple[dict[str, int], Executable, dict[str, Tensor]]
+
+
+class Attends(Protocol):
+    """What packed calls need of a compiled pattern (`spcomp.api.Attention`)."""
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern."""
+        ...
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """Its tensors."""
+        ...
+
+    @property
+    def compiled(self) -> torch_op.Meaning:
+        """What equal compiles share."""
+        ...
+
+    def now(self) -> Any:
+        """Give the time between two writes to its lists."""
+        ...
+
+    def tables_of(self, epoch: Any) -> dict[str, Tensor]:
+        """Give its tensors by the names that plans have for them."""
+        ...
+
+    def built_as(
+        self, epoch: Any, q: Tensor, phase: Phase, spec: Specialisation, scale: float | None
+    ) -> Any:
+        """Give the plan, source and executable of calls of one kind."""
+        ...
+
+    def admit(self, epoch: Any, key: tuple[object, ...], known: Admitted) -> None:
+        """Keep a call that passed its checks."""
+        ...
+
+    def attend_kept(
+        self, q: Tensor, k: Tensor, v: Tensor, kept: dict[str, Tensor], *, scale: float | None
+    ) -> Result:
+        """Attend to a batch."""
+        ...
+
+    def of(self, pattern: Pattern) -> Attends:
+        """Give another pattern compiled with the same options."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +99,14 @@ class Lengths:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def outside_the_graph(
-    attention: Attention, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float | None
+    attention: Attends, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float | None
 ) -> Result:
     """Attend outside a graph of torch.compile, which is cut here."""
     return attend(attention, q, k, v, lengths, scale)
 
 
 def attend(
-    attention: Attention, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float | None
+    attention: Attends, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float | None
 ) -> Result:
     """Attend to packed sequences (see `Attention.varlen`): out [Tq,Hq,Dv] and lse [Hq,Tq]."""
     _check_forms(q, k, v)
@@ -78,13 +124,13 @@ def attend(
 
 
 def built_for(
-    attention: Attention,
+    attention: Attends,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     lengths: Lengths,
     scale: float | None,
-) -> tuple[Built | None, dict[str, int]]:
+) -> tuple[Any, dict[str, int]]:
     """Give what a call runs and its symbols; nothing where sequences run one by one."""
     _check_forms(q, k, v)
     name = attention.compiled.backend_name(q.device)
@@ -98,7 +144,7 @@ def built_for(
 
 
 def _admitted(
-    attention: Attention, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float | None
+    attention: Attends, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float | None
 ) -> Admitted:
     """Give what runs a call; on a device, one like it that passed is not checked again."""
     epoch = attention.now()
@@ -107,9 +153,9 @@ def _admitted(
         traits = ((c.shape, c.stride(), c.dtype, c.device) for c in (lengths.cu_q, lengths.cu_k))
         rest = arguments.call_key(q, k, v, *attention.tables)
         key = ("packed", scale, lengths.max_q, lengths.max_k, *traits, *rest)
-        known = epoch.admitted.get(key)
-        if known is not None:
-            return known
+        found: Admitted | None = epoch.admitted.get(key)
+        if found is not None:
+            return found
     built, env = built_for(attention, q, k, v, lengths, scale)
     assert built is not None
     known = env, built.executable, attention.tables_of(epoch)
@@ -122,7 +168,7 @@ def _admitted(
 
 
 def _one_by_one(
-    attention: Attention, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float | None
+    attention: Attends, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float | None
 ) -> Result:
     """Run a call for each sequence; differentiable. It reads the lengths, and so waits for a
     device."""
@@ -143,7 +189,7 @@ def _one_by_one(
     return (torch.cat(outs), torch.cat(lses, dim=1)) if outs else _nothing(q, v)
 
 
-def _of_item(attention: Attention, item: int) -> Attention:
+def _of_item(attention: Attends, item: int) -> Attends:
     """Give the pattern of one sequence: a rule that reads the batch item reads its number."""
     pattern = attention.pattern
     if not any("b" in symbols(e) for n in pattern.program.stages() for e in _rules(n)):
@@ -159,8 +205,7 @@ def _of_item(attention: Attention, item: int) -> Attention:
         return changed
 
     program = replace(pattern.program, result=visit(pattern.program.result))
-    options = attention.backend_name, attention.order, attention.axes
-    return type(attention)(Pattern(program, pattern.tensors), *options)
+    return attention.of(Pattern(program, pattern.tensors))
 
 
 def _rules(node: Node) -> Iterable[Expr]:
@@ -205,7 +250,7 @@ def _check_forms(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def _checked(
-    attention: Attention, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, name: str
+    attention: Attends, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, name: str
 ) -> dict[str, int]:
     """Check a call and give its symbols; Sq and Skv are the longest lengths."""
     arguments.check_tensors(q, k, v)
@@ -265,11 +310,10 @@ def _check_starts(lengths: Lengths, q: Tensor) -> int:
     for side, starts, _ in lengths.sides():
         name = f"cu_seqlens_{side}"
         if starts.dtype != torch.int32:
-            raise DtypeUnsupported(
-                name=name,
-                dtype=str(starts.dtype).removeprefix("torch."),
-                backend=" or ".join(("reference", "triton")),
-                choices="int32",
+            raise WrongLengths(
+                name=f"{name} of dtype {str(starts.dtype).removeprefix('torch.')}",
+                problem="is not int32",
+                way_out="pass the cumulated lengths, beginning with 0: int32 [B+1].",
             )
         if starts.device != q.device:
             raise DeviceClash(

@@ -16,7 +16,6 @@ from spcomp.errors import (
     CannotLower,
     CannotPack,
     DeviceClash,
-    DtypeUnsupported,
     HeadsDoNotDivide,
     LastStrideNotOne,
     LengthMissing,
@@ -291,10 +290,10 @@ def refusal(attention: Attention, error: type[Exception], arguments: dict[str, A
             "  help: give the longest length, or leave it out on the CPU.",
         ),
         (
-            DtypeUnsupported,
+            WrongLengths,
             {"cu_seqlens_q": torch.tensor([0, 5, 12])},
-            "DtypeUnsupported: cu_seqlens_q is int64, which the reference or triton backend does "
-            "not compute in.\n  help: use one of int32.",
+            "WrongLengths: cu_seqlens_q of dtype int64 is not int32.\n"
+            "  help: pass the cumulated lengths, beginning with 0: int32 [B+1].",
         ),
         (
             DeviceClash,

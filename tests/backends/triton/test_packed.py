@@ -217,8 +217,9 @@ def test_why_the_hopper_kernel_is_not_taken_is_said() -> None:
         )
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    ("name", "phase"), [("block_topk", "prefill"), ("moba", "prefill"), ("quest", "decode")]
+)
 def test_packed_kernels_compile_without_spills(name: str, phase: Phase) -> None:
     for kernel in build_offline(lowered(name, phase)):
         assert kernel.spill_bytes == 0, kernel.kernel

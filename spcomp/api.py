@@ -231,7 +231,7 @@ class Attention:
 
         The values of cu_seqlens are checked on the CPU. On a device they are not: reading them
         would wait for it. Rows that no sequence holds, or that lie past max_seqlen, are undefined
-        there. Inside torch.compile the call runs outside the graph, which is cut there.
+        there, and keys past it are not seen. Inside torch.compile the call cuts the graph.
         Raises: what a call raises; WrongLengths, LengthMissing, CannotPack.
         """
         lengths = packed.Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)

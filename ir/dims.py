@@ -7,6 +7,7 @@
 | Sq, Skv | query rows, key tokens |
 | D, Dv | head dimension of q and k, of v |
 | R, R0 | query rows of the slab at hand and its first row (whole call: Sq and 0) |
+| Tq, Tk | rows of packed q, and of k and v, all sequences together; Sq, Skv are then the longest |
 
 A pattern may name further dims of the tensors it takes at a call (`named`).
 
@@ -34,9 +35,10 @@ B, Hq, Hkv = (_symbol(n, 1) for n in ("B", "Hq", "Hkv"))
 Sq, Skv = (_symbol(n, 1) for n in ("Sq", "Skv"))
 D, Dv = (_symbol(n, 1) for n in ("D", "Dv"))
 R, R0 = _symbol("R", 1), _symbol("R0", 0)
+Tq, Tk = _symbol("Tq", 1), _symbol("Tk", 1)
 G = Hq / Hkv
 
-SYMBOLS: dict[str, sympy.Symbol] = {s.name: s for s in (B, Hq, Hkv, Sq, Skv, D, Dv, R, R0)}
+SYMBOLS: dict[str, sympy.Symbol] = {s.name: s for s in (B, Hq, Hkv, Sq, Skv, D, Dv, R, R0, Tq, Tk)}
 
 
 TAKEN = frozenset({"E", "G", "P", "S", "W"})  # formulas of costs and users' shapes use them

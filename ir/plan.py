@@ -97,6 +97,13 @@ class Plan:
     lse: str
     notes: tuple[str, ...] = field(default=(), compare=False)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether sequences lie one behind the other: sequence b is rows cu_q[b] … cu_q[b+1]-1 of
+        q, out and lse, and cu_k likewise of k and v, which have no batch axis. Sq and Skv are the
+        longest lengths in dims, and the sequence's own in predicates and in what kernels count."""
+        return any(b.name == "cu_q" for b in self.buffers)
+
     def launches(self) -> tuple[Launch, ...]:
         """Give all launches in order, slabs flattened."""
         flat: list[Launch] = []

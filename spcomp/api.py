@@ -14,7 +14,7 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 from torch import Tensor
 
-from spcomp import arguments, call_tensors, compiler, torch_op
+from spcomp import arguments, call_tensors, compiler, packed, torch_op
 from spcomp.backends import registry
 from spcomp.backends.base import Backend, Executable, Source, Specialisation, default_schedule
 from spcomp.dsl.pattern import Pattern, PatternFunction
@@ -226,6 +226,58 @@ class Attention:
     def _given(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return call_tensors.in_order(self.pattern.name, self.takes, tensors)
 
+    def varlen(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int | None = None,
+        max_seqlen_k: int | None = None,
+        scale: float | None = None,
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend to packed sequences: each one alone, as a call of its own would.
+
+        q [Tq,Hq,D], k [Tk,Hkv,D], v [Tk,Hkv,Dv], any strides with a unit last one; sequence n is
+        rows cu_seqlens_q[n] … cu_seqlens_q[n+1]-1 of q and likewise of k and v. cu_seqlens: int32
+        [B+1] on the tensors' device, from 0 to Tq (Tk), never falling; a length may be 0, and those
+        of q and k differ freely. max_seqlen: at least the longest length, from 1 on; computed where
+        it is left out and the lengths can be read without waiting for a device. Returns out
+        [Tq,Hq,Dv] in q's dtype, and with `return_lse` also lse [Hq,Tq] f32, natural log.
+
+        The values of cu_seqlens are checked on the CPU. On a device they are not: reading them
+        would wait for it. Rows that no sequence holds, or that lie past max_seqlen, are undefined
+        there, and keys past it are not seen. Inside torch.compile the call cuts the graph.
+        Raises: what a call raises; WrongLengths, LengthMissing, CannotPack.
+        """
+        lengths = packed.Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        run = packed.outside_the_graph if torch.compiler.is_compiling() else packed.attend
+        out, lse = run(self, q, k, v, lengths, scale)
+        return (out, lse) if return_lse else out
+
+    def explain_varlen(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int | None = None,
+        max_seqlen_k: int | None = None,
+    ) -> str:
+        """Say what `varlen` with these tensors runs, and why."""
+        lengths = packed.Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        built, env = packed.built_for(self, q, k, v, lengths, None)
+        return (
+            packed.ONE_BY_ONE
+            if built is None
+            else explanation(built.plan, built.spec, built.target, env)
+        )
+
     def _attend(
         self,
         q: Tensor,
@@ -240,7 +292,7 @@ class Attention:
                 q, k, v, given = call_tensors.autocast(self.takes, q, k, v, given)
             with torch_op.without_autocast(q):
                 return self._attend(q, k, v, scale, kept, given)
-        epoch = self._now() if self._lists else self._epoch
+        epoch = self.now() if self._lists else self._epoch
         key = (scale, *arguments.call_key(q, k, v, *self.tables, given=given))
         known = epoch.admitted.get(key)
         if known is None:
@@ -252,15 +304,23 @@ class Attention:
             if 0 in (env["B"], env["Sq"], env["Skv"]):
                 return _nothing(q, v)
             built = self._built(epoch, q, k, v, scale, given)
-            known = env, built.executable, self._tables(epoch)
-            if len(epoch.admitted) >= MOST_ADMITTED:
-                epoch.admitted.clear()
-            epoch.admitted[key] = known
+            known = env, built.executable, self.tables_of(epoch)
+            self.admit(epoch, key, known)
         env, executable, tables = known
         inputs = {"q": q, "k": k, "v": v, **tables}
         if given:
             inputs |= call_tensors.named(self.takes, given)
         return executable.run(inputs, env, kept)
+
+    def admit(self, epoch: _Epoch, key: tuple[object, ...], known: Admitted) -> None:
+        """Keep a call that passed its checks; all others go when there are too many."""
+        if len(epoch.admitted) >= MOST_ADMITTED:
+            epoch.admitted.clear()
+        epoch.admitted[key] = known
+
+    def of(self, pattern: Pattern) -> Attention:
+        """Give another pattern compiled with the same options."""
+        return Attention(pattern, self.backend_name, self.order, self.axes)
 
     def attend_kept(
         self,
@@ -279,7 +339,7 @@ class Attention:
         """Bring a cache's state up to date for the tokens from `begin` on (`KVCache.append`)."""
         q = k[:, :, -1:]
         env = arguments.dims_of(q, k, v)
-        built = self._built(self._now(), q, k, v, None)
+        built = self._built(self.now(), q, k, v, None)
         built.executable.update({"q": q, "k": k, "v": v}, env, kept, begin)
 
     def _checked(
@@ -300,7 +360,7 @@ class Attention:
             arguments.check_gradients(name, {"q": q, "k": k, "v": v, **tables, **own})
         return env
 
-    def _now(self) -> _Epoch:
+    def now(self) -> _Epoch:
         """Begin a new epoch when a list of the pattern was written to since it was sorted.
 
         Tables of a rule need no such care: the kernels read them at each call.
@@ -325,14 +385,15 @@ class Attention:
             epoch.canonical = canonical_lists(self.pattern)
         return epoch.canonical
 
-    def _tables(self, epoch: _Epoch) -> dict[str, Tensor]:
+    def tables_of(self, epoch: _Epoch) -> dict[str, Tensor]:
+        """Give the pattern's tensors by the names that plans have for them."""
         return self._canonical(epoch).tensors if self.tables else {}
 
     def built(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **tensors: Tensor
     ) -> Built:
         """Give the plan, source and executable a call with these tensors runs."""
-        return self._built(self._now(), q, k, v, scale, self._given(tensors))
+        return self._built(self.now(), q, k, v, scale, self._given(tensors))
 
     def _built(
         self,
@@ -343,11 +404,16 @@ class Attention:
         scale: float | None,
         given: tuple[Tensor, ...] = (),
     ) -> Built:
-        phase = phase_of(q)
         spec = call_tensors.specialisation(self.takes, given, q, k, v)
+        return self.built_as(epoch, q, phase_of(q), spec, scale)
+
+    def built_as(
+        self, epoch: _Epoch, q: Tensor, phase: Phase, spec: Specialisation, scale: float | None
+    ) -> Built:
+        """Give the plan, source and executable of calls of one kind on q's device."""
         device = q.device
         backend = self.compiled.backend_of(device.type)
-        widths = tuple(t.shape for t in self._tables(epoch).values()) if self._lists else ()
+        widths = tuple(t.shape for t in self.tables_of(epoch).values()) if self._lists else ()
         key = (backend.name, phase, spec, device.type, device.index, scale, widths)
         plans = self.compiled.plans
         found = plans.get(key)
@@ -422,7 +488,7 @@ class Attention:
         """Say what a call with these tensors runs, and why."""
         given = self._given(tensors)
         env = self._checked(q, k, v, given)
-        built = self._built(self._now(), q, k, v, None, given)
+        built = self._built(self.now(), q, k, v, None, given)
         return explanation(built.plan, built.spec, built.target, env)
 
 

@@ -61,7 +61,7 @@ def lower(
         if name not in dict(spec.widths):
             raise SizeUnknown(where=program.where, pattern=program.name, name=name)
     axes = schedule or default_schedule(backend, target, spec)
-    plan = cut(program, phase, axes, order, spec.heads)
+    plan = cut(program, phase, axes, order, spec.heads, spec.is_packed)
     if current().check:
         check(plan, "cut")
     refusal = backend.refuses(plan, target, spec)

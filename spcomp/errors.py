@@ -198,6 +198,21 @@ class MaskOfOtherLength(SpcompError):
     help = "build it again for these lengths."
 
 
+class WrongLengths(SpcompError):
+    message = "{name} {problem}."
+    help = "{way_out}"
+
+
+class LengthMissing(SpcompError):
+    message = "{name} is not given, and reading it off {source} would wait for {device}."
+    help = "pass {name}=, at least the longest length of a sequence."
+
+
+class CannotPack(SpcompError):
+    message = "{what} cannot be used with packed sequences: {why}."
+    help = "{way_out}"
+
+
 class NeedsGradient(SpcompError):
     message = "{name} requires a gradient, and the {backend} backend has no backward."
     help = "use backend='reference', or call under torch.no_grad()."

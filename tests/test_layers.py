@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "spcomp.call_tensors",
         "spcomp.explanation",
         "spcomp.nn",
+        "spcomp.packed",
         "spcomp.torch_op",
         "spcomp.tuning",
     ),

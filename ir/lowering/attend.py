@@ -283,7 +283,8 @@ class _Work:
         plan, predicate = self.plan, self.region.predicate
         read = symbols(predicate)
         heads = self._heads("h" in read)
-        batch: Dim = dims.B if "b" in read or any(r.batch != 1 for r in self.lists) else 1
+        has_batch = plan.is_packed or "b" in read or any(r.batch != 1 for r in self.lists)
+        batch: Dim = dims.B if has_batch else 1
         plan.rows_multiple_of(block_q)
         capacity = self._capacity(predicate, block_k)
         shape = (batch, heads, rows_of(block_q))

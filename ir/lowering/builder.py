@@ -27,10 +27,18 @@ class PlanBuilder:
     align: int = 1
     notes: list[str] = field(default_factory=list)
     made: dict[Node, object] = field(default_factory=dict)
+    is_packed: bool = False
 
     def __post_init__(self) -> None:
         for name, role in (("q", "query"), ("k", "key"), ("v", "value")):
-            self.buffers[name] = Buffer(name, INPUTS[role].dims, "data", "input")
+            self.buffers[name] = Buffer(name, self.whole(INPUTS[role].dims), "data", "input")
+        if self.is_packed:
+            for name in ("cu_q", "cu_k"):
+                self.buffers[name] = Buffer(name, (dims.B + 1,), "int32", "input")
+
+    def whole(self, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+        """Give the dims of a tensor of the caller, which has no batch axis when it is packed."""
+        return tuple(_PACKED.get(d, d) for d in shape) if self.is_packed else shape
 
     def scratch(self, prefix: str, shape: tuple[Dim, ...], dtype: str, state: str = "") -> str:
         """Declare a scratch buffer under a fresh name."""
@@ -70,6 +78,9 @@ class PlanBuilder:
     def steps(self) -> tuple[Step, ...]:
         """Give the steps in order."""
         return (*self.once, SlabStep(tuple(self.each_slab), self.align))
+
+
+_PACKED: dict[Dim, Dim] = {dims.B: 1, dims.Sq: dims.Tq, dims.Skv: dims.Tk}
 
 
 def rows_of(granule: int) -> Dim:

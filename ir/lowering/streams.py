@@ -43,6 +43,13 @@ def lower_stream(plan: PlanBuilder, part: Gather) -> StreamRef:
     assert isinstance(stream, Stream)
     units = units_of(stream.k)
     if units != TOKENS:
+        if plan.is_packed:
+            raise CannotLower(
+                where=part.where,
+                what="attention over pooled units of packed sequences",
+                why="no kernel counts the units of each sequence there",
+                way_out="use backend='reference', or call the pattern on a batch.",
+            )
         for side in (stream.k, stream.v):
             _check_pooling(side)
     k, v = (pooled(plan, side).main for side in (stream.k, stream.v))

@@ -22,9 +22,11 @@ def cut(
     schedule: Schedule,
     wanted: LoopOrder | None = None,
     heads: tuple[int, int] = (0, 0),
+    is_packed: bool = False,
 ) -> Plan:
     """Cut a program into launches; values that cross a cut become typed buffers. heads: Hq and Hkv
-    where they are known, which tells whose the lists are that the user gave.
+    where they are known, which tells whose the lists are that the user gave. is_packed: sequences
+    lie one behind the other; scratch has a batch axis all the same, as long as the longest.
 
     Rewrite: attend(q, gather(s, region(p, [topk(score(a, b))]))) -> pool; select; tiles; attend
              (query-major)
@@ -37,9 +39,10 @@ def cut(
              by slabs.
     Raises:  CannotLower.
     """
-    plan = PlanBuilder(phase, schedule, heads)
-    plan.buffers["out"] = Buffer("out", (dims.B, dims.Hq, dims.Sq, dims.Dv), "data", "output")
-    plan.buffers["lse"] = Buffer("lse", (dims.B, dims.Hq, dims.Sq), "float32", "output")
+    plan = PlanBuilder(phase, schedule, heads, is_packed=is_packed)
+    rows = plan.whole((dims.B, dims.Hq, dims.Sq))
+    plan.buffers["out"] = Buffer("out", (*rows, dims.Dv), "data", "output")
+    plan.buffers["lse"] = Buffer("lse", rows, "float32", "output")
     for node in program.arguments():
         plan.argument(node)
     order = _lower(plan, program.result, Target("out", "lse"), wanted)

@@ -36,7 +36,8 @@ class Specialisation:
 
     is_aligned: every row of q, k and v begins at a multiple of 16 bytes, at a place of its own.
     heads: Hq and Hkv, zeros when they are not known. widths: sizes of the last dims that the
-    pattern named itself (`Program.widths`)."""
+    pattern named itself (`Program.widths`). is_packed: sequences lie one behind the other in
+    tensors without a batch axis."""
 
     dtype: str
     head_dim: int
@@ -44,6 +45,7 @@ class Specialisation:
     is_aligned: bool = True
     heads: tuple[int, int] = (0, 0)
     widths: tuple[tuple[str, int], ...] = ()
+    is_packed: bool = False
 
     @property
     def element_bytes(self) -> int:

@@ -28,6 +28,8 @@ def refusal_of(plan: Plan, spec: Specialisation) -> Refusal | None:
 
 
 def _refusals(plan: Plan, spec: Specialisation) -> Iterator[Refusal]:
+    if spec.is_packed:
+        yield Refusal("packed sequences", "its kernels read one length for all", REFERENCE)
     if spec.dtype not in C_TYPES:
         yield Refusal(
             f"{spec.dtype} tensors",

@@ -63,6 +63,8 @@ def lacking(target: Target, spec: Specialisation) -> dict[str, str]:
         return {}
     if spec.element_bytes != 2:
         return {"attend_ws": f"that multiplies 16-bit numbers, and these are {spec.dtype}"}
+    if spec.is_packed:
+        return {"attend_ws": "its copies would run past the end of a packed sequence"}
     if not spec.is_aligned or any(size % ROW_ALIGN_BYTES for size in rows):
         return {"attend_ws": f"rows of q, k or v do not begin at {ROW_ALIGN_BYTES} bytes"}
     return {}

@@ -6,6 +6,7 @@ once for each new shape of a call."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from spcomp.backends.triton.bind_attend import (
     bind_attend,
@@ -40,9 +41,14 @@ from spcomp.ir.plan import Launch, Plan
 
 
 def bind(launch: Launch, plan: Plan) -> Binding:
-    """Give the binding of a launch."""
-    return BINDINGS[type(launch)](launch, plan)
+    """Give the binding of a launch; a packed plan's kernels take where sequences begin besides."""
+    binding = BINDINGS[type(launch)](launch, plan)
+    if not plan.is_packed:
+        return binding
+    return replace(binding, pointers=(*binding.pointers, *_STARTS))
 
+
+_STARTS = (("cu_q_ptr", "cu_q"), ("cu_k_ptr", "cu_k"))
 
 BINDINGS: dict[type[Launch], Callable[..., Binding]] = {
     PoolLaunch: bind_pool,

@@ -37,7 +37,7 @@ def bind_pool(launch: PoolLaunch, plan: Plan) -> Binding:
 
     def grid(call: Call) -> int:
         x = call.tensor(launch.x_buf)
-        return x.shape[0] * x.shape[1] * ceildiv(int(scalars(call)["n_units"]), tile)
+        return call.env["B"] * x.shape[1] * ceildiv(int(scalars(call)["n_units"]), tile)
 
     strides = (("x", launch.x_buf, "bhs"), ("out", launch.out_buf, "bhu"))
     return Binding(tuple(pointers), strides, scalars, grid)
@@ -128,6 +128,7 @@ def bind_score(launch: ScoreLaunch, plan: Plan) -> Binding:
 def bind_topk(launch: TopKLaunch, plan: Plan) -> Binding:
     """Bind topk."""
     k = dims.evaluator(launch.k)
+    granule = scored_granule(plan, launch.scores_buf)
 
     def scalars(call: Call) -> dict[str, Number]:
         scores = call.tensors[launch.scores_buf]
@@ -137,6 +138,8 @@ def bind_topk(launch: TopKLaunch, plan: Plan) -> Binding:
             "n_units": scores.shape[3],
             "k": k(call.env),
             "width": call.tensors[launch.indices_buf].shape[3],
+            "row_begin": call.env["R0"] // granule,
+            "granule": granule,
         }
 
     def grid(call: Call) -> int:
@@ -229,6 +232,7 @@ def bind_invert(launch: InvertLaunch, plan: Plan) -> Binding:
         return {
             "n_lists": listed.shape[1],
             "n_rows": env["R"],
+            "row_begin": env["R0"],
             "n_units": call.tensors[launch.prefix_buf].shape[2],
             "n_chunks": ceildiv(env["R"], chunk),
             "slots": listed.shape[3],
@@ -247,6 +251,12 @@ def bind_invert(launch: InvertLaunch, plan: Plan) -> Binding:
         return listed.shape[0] * listed.shape[1] * each
 
     return Binding(pointers, strides, scalars, grid)
+
+
+def scored_granule(plan: Plan, scores: str) -> int:
+    """Give the query rows of a row of scores, by the launch that writes them."""
+    launches = (n for n in plan.launches() if isinstance(n, ScoreLaunch))
+    return next((n.rule.granule for n in launches if n.scores_buf == scores), 1)
 
 
 def rows_per_chunk(plan: Plan) -> int:

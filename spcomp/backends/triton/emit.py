@@ -18,6 +18,8 @@ from spcomp.backends.triton.expr_text import gluon_text, to_triton
 from spcomp.codegen.header import digest_of, header
 from spcomp.codegen.render import register_filter, render
 from spcomp.ir import dims
+from spcomp.ir.dim_exprs import expr_of
+from spcomp.ir.expr import Expr
 from spcomp.ir.launches import (
     AttendLaunch,
     GatherLaunch,
@@ -65,6 +67,26 @@ class Setting:
         declared = self.plan.buffer(name).dtype
         return self.spec.dtype if declared == "data" else declared
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether sequences are packed."""
+        return self.plan.is_packed
+
+    def is_packed_out(self, out_buf: str) -> bool:
+        """Tell whether an output is a packed result, and no scratch with a batch axis."""
+        return self.is_packed and out_buf == self.plan.out
+
+    def unit_count(self, buffer: str, axis: int) -> Expr:
+        """Give the units of a packed sequence, by the buffer that has room for the longest."""
+        if not self.is_packed:
+            return select.NONE
+        dim = self.plan.buffer(buffer).dims[axis]
+        return expr_of(dims.Skv if dim == dims.Tk else dim)
+
+    def item_k(self, k: dims.Dim) -> Expr:
+        """Give what a packed sequence keeps, where it depends on its length."""
+        return expr_of(k) if self.is_packed and dims.symbols_of(k) else select.NONE
+
     def inputs(self, names: tuple[str, ...]) -> tuple[CapturedArg, ...]:
         """Give the captured tensors of a launch as kernel arguments."""
         return tuple(CapturedArg(n, len(self.plan.buffer(n).dims)) for n in dict.fromkeys(names))
@@ -104,6 +126,8 @@ def _pool(launch: PoolLaunch, s: Setting) -> object:
         unit_tile=launch.axis("unit_tile"),
         token_tile=launch.axis("token_tile"),
         is_interpreted=s.is_interpreted,
+        is_packed=s.is_packed,
+        is_of_queries=launch.x_buf == "q",
     )
 
 
@@ -119,13 +143,19 @@ def _scored(launch: SelectLaunch | ScoreLaunch, s: Setting) -> dict[str, Any]:
         "reduction": "none" if rule.heads == "query" else rule.reduce,
         "visible": rule.visible,
         "forced": rule.forced,
+        "is_packed": s.is_packed,
+        "has_packed_rows": s.is_packed and launch.rows_buf == "q",
+        "has_packed_units": s.is_packed and launch.units_buf == "k",
+        "unit_count": s.unit_count(launch.units_buf, 2),
         "is_float32": s.dtype(launch.rows_buf) == "float32",
         "is_interpreted": s.is_interpreted,
     }
 
 
 def _select(launch: SelectLaunch, s: Setting) -> object:
-    return select.select_context(block_r=launch.axis("block_r"), **_scored(launch, s))
+    return select.select_context(
+        block_r=launch.axis("block_r"), item_k=s.item_k(launch.k), **_scored(launch, s)
+    )
 
 
 def _score(launch: ScoreLaunch, s: Setting) -> object:
@@ -133,7 +163,13 @@ def _score(launch: ScoreLaunch, s: Setting) -> object:
 
 
 def _topk(launch: TopKLaunch, s: Setting) -> object:
-    return select.TopKContext(s.header, launch.axis("block_u"))
+    return select.topk_context(
+        header=s.header,
+        block_u=launch.axis("block_u"),
+        is_packed=s.is_packed,
+        unit_count=s.unit_count(launch.scores_buf, 3),
+        item_k=s.item_k(launch.k),
+    )
 
 
 def _tiles(launch: TilesLaunch, s: Setting) -> object:
@@ -147,6 +183,7 @@ def _tiles(launch: TilesLaunch, s: Setting) -> object:
         inputs=s.inputs(launch.table_bufs),
         has_counter=bool(launch.counter_buf),
         is_pooled=_is_pooled(launch),
+        is_packed=s.is_packed,
     )
 
 
@@ -154,7 +191,10 @@ def _invert(launch: InvertLaunch, s: Setting) -> object:
     if launch.step == "scan":
         return invert.InvertScanContext(header=s.header, block=launch.axis("block"))
     return invert.InvertContext(
-        header=s.header, rows=launch.axis("rows"), block_u=launch.axis("block_u")
+        header=s.header,
+        rows=launch.axis("rows"),
+        block_u=launch.axis("block_u"),
+        is_packed=s.is_packed,
     )
 
 
@@ -185,6 +225,7 @@ def _rule(launch: Attending, s: Setting) -> dict[str, Any]:
     return {
         **_pairs(launch, s),
         "is_float32": s.is_float32,
+        "is_packed": s.is_packed,
         "is_interpreted": s.is_interpreted,
     }
 
@@ -211,6 +252,7 @@ def _attend(launch: AttendLaunch, s: Setting) -> object:
         num_stages=launch.axis("stages"),
         flags=launch.rule.flags,
         has_sinks=bool(launch.sinks_buf),
+        has_packed_out=s.is_packed_out(launch.out_buf),
         **_rule(launch, s),
     )
 
@@ -223,6 +265,7 @@ def _gather(launch: GatherLaunch, s: Setting) -> object:
         unit=launch.unit,
         flags=launch.rule.flags,
         has_sinks=bool(launch.sinks_buf),
+        has_packed_out=s.is_packed_out(launch.out_buf),
         **_rule(launch, s),
     )
 
@@ -248,6 +291,8 @@ def _merge(launch: MergeLaunch, s: Setting) -> object:
         has_sinks=bool(launch.sinks_buf),
         has_gates=bool(launch.gates_buf),
         is_interpreted=s.is_interpreted,
+        is_packed=s.is_packed,
+        has_packed_out=s.is_packed_out(launch.out_buf),
     )
 
 

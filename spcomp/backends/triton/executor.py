@@ -25,7 +25,7 @@ from spcomp.ir.plan import Launch, Slabs
 MOST_PREPARED = 256  # calls of different shapes that are kept ready
 
 Traits: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int]
-Key: TypeAlias = tuple[int, tuple[str, ...], tuple[str, ...], tuple[Traits, ...]]
+Key: TypeAlias = tuple[int, tuple[str, ...], tuple[str, ...], tuple[Traits, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class TritonExecutable:
         given = [*tensors.values(), *kept.values()]
         q = given[0]
         device = q.get_device()
-        key = (device, tuple(tensors), tuple(kept), traits(given))
+        key = (device, tuple(tensors), tuple(kept), traits(given), self._longest(env))
         with _on_device(q, device):
             prepared = self._prepared.get(key) or self._remember(key, env)
             # `new_empty` costs the host a quarter less than `torch.empty` with a device.
@@ -140,15 +140,21 @@ class TritonExecutable:
 
     def _prepare(self, key: Key, env: Mapping[str, int]) -> Prepared:
         launcher.STATS.prepared += 1
-        device, names, kept_names, all_traits = key
+        device, names, kept_names, all_traits, _ = key
         env = {**env, "processors": launcher.processors(device)}
         held, kept = self._layouts(names, kept_names, all_traits)
         place = len(all_traits)
         shapes: list[tuple[int, ...]] = []
         for name, sizes in self.results:
             shape = tuple([size(env) for size in sizes])
-            held[name] = Layout(place + len(shapes), shape, contiguous(shape), self.items[name])
-            shapes.append(shape)
+            strides = contiguous(shape)
+            if self.plan.is_packed and len(shape) == 4:  # allocated as [Tq,Hq,Dv], read as [1,Hq,…]
+                _, heads, tokens, width = shape
+                strides = (tokens * heads * width, width, heads * width, 1)
+                shapes.append((tokens, heads, width))
+            else:
+                shapes.append(shape)
+            held[name] = Layout(place + len(shapes) - 1, shape, strides, self.items[name])
         rows, scratch, arena_bytes = self.shelf.place(env, place + 2, kept)
         held |= scratch
         whole = Call(held, {**env, "R": min(rows, env["Sq"]), "R0": 0})
@@ -162,6 +168,10 @@ class TritonExecutable:
             lent_at = arena_bytes  # a multiple of what any buffer is aligned to
             arena_bytes += lent_bytes
         return Prepared(fired, shapes[0], shapes[1], arena_bytes, lent_at)
+
+    def _longest(self, env: Mapping[str, int]) -> tuple[int, ...]:
+        """Give the lengths that packed tensors do not show."""
+        return (env["Sq"], env["Skv"]) if self.plan.is_packed else ()
 
     def _layouts(
         self, names: tuple[str, ...], kept_names: tuple[str, ...], all_traits: Sequence[Traits]

@@ -38,6 +38,7 @@ class AttendingContext:
     has_score_hook: bool
     helpers: Helpers
     is_pooled: bool
+    is_packed: bool
     is_interpreted: bool
 
 
@@ -54,6 +55,7 @@ def _attending(
     has_score_hook: bool = False,
     is_float32: bool = False,
     is_pooled: bool = False,
+    is_packed: bool = False,
     is_interpreted: bool = False,
 ) -> dict[str, Any]:
     """Derive the fields of `AttendingContext`; bounds: other expressions the template prints.
@@ -83,6 +85,7 @@ def _attending(
         "has_score_hook": has_score_hook,
         "helpers": helpers_of(predicate, *bounds, score_hook),
         "is_pooled": is_pooled,
+        "is_packed": is_packed,
         "is_interpreted": is_interpreted,
     }
 
@@ -94,16 +97,29 @@ class AttendContext(AttendingContext):
     block_q: int
     flags: tuple[str, ...]
     has_sinks: bool
+    has_packed_out: bool
 
 
 def attend_context(
-    *, block_q: int, flags: tuple[str, ...] = (), has_sinks: bool = False, **shared: Any
+    *,
+    block_q: int,
+    flags: tuple[str, ...] = (),
+    has_sinks: bool = False,
+    has_packed_out: bool = False,
+    **shared: Any,
 ) -> AttendContext:
     """Make the context of the query-major kernel; shared: the arguments of `_attending`.
 
     flags: names of the flags (`chosen0`, …) at bits 24, 25, … of a tile entry, in bit order.
+    has_packed_out: out and lse are packed like q, and no parts with a batch axis.
     """
-    return AttendContext(block_q=block_q, flags=flags, has_sinks=has_sinks, **_attending(**shared))
+    return AttendContext(
+        block_q=block_q,
+        flags=flags,
+        has_sinks=has_sinks,
+        has_packed_out=has_packed_out,
+        **_attending(**shared),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +131,7 @@ class GatherContext(AttendingContext):
     is_unit_tiled: bool
     flags: tuple[str, ...]
     has_sinks: bool
+    has_packed_out: bool
 
 
 def gather_context(
@@ -124,6 +141,7 @@ def gather_context(
     unit: int,
     flags: tuple[str, ...] = (),
     has_sinks: bool = False,
+    has_packed_out: bool = False,
     **shared: Any,
 ) -> GatherContext:
     """Make the context of the kernel over gathered keys; `unit` is in key tokens, any integer."""
@@ -133,6 +151,7 @@ def gather_context(
         is_unit_tiled=unit % block_k == 0,
         flags=flags,
         has_sinks=has_sinks,
+        has_packed_out=has_packed_out,
         **_attending(block_k=block_k, **shared),
     )
 
@@ -193,6 +212,8 @@ class MergeContext:
     has_sinks: bool
     has_gates: bool
     is_interpreted: bool
+    is_packed: bool
+    has_packed_out: bool
 
 
 def merge_context(
@@ -205,6 +226,8 @@ def merge_context(
     has_sinks: bool = False,
     has_gates: bool = False,
     is_interpreted: bool = False,
+    is_packed: bool = False,
+    has_packed_out: bool = False,
 ) -> MergeContext:
     """Make the context of the merge; `block_r` rows x `block_p` parts (powers of two) a step."""
     block_dv = padded_dim(value_dim)
@@ -219,4 +242,6 @@ def merge_context(
         has_sinks=has_sinks,
         has_gates=has_gates,
         is_interpreted=is_interpreted,
+        is_packed=is_packed,
+        has_packed_out=has_packed_out,
     )

@@ -16,6 +16,7 @@ class InvertContext:
     header: tuple[str, ...]
     rows: int
     block_u: int
+    is_packed: bool = False
 
     def __post_init__(self) -> None:
         assert self.block_u <= 32, "a row's choices are the bits of one int32"

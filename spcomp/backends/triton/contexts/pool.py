@@ -15,7 +15,8 @@ class PoolContext:
     """Variables of `triton/kernels/pool.py.jinja`.
 
     has_max and has_min say which extremes are computed; has_low, that the smallest goes to an
-    output of its own; is_min, that it is the only output.
+    output of its own; is_min, that it is the only output. is_packed: x is packed sequences, those
+    of q where is_of_queries.
     """
 
     header: tuple[str, ...]
@@ -31,6 +32,8 @@ class PoolContext:
     unit_tile: int
     token_tile: int
     is_interpreted: bool
+    is_packed: bool
+    is_of_queries: bool
 
 
 def pool_context(
@@ -43,6 +46,8 @@ def pool_context(
     unit_tile: int,
     token_tile: int,
     is_interpreted: bool = False,
+    is_packed: bool = False,
+    is_of_queries: bool = False,
 ) -> PoolContext:
     """Make the context of the pool kernel.
 
@@ -63,4 +68,6 @@ def pool_context(
         unit_tile=unit_tile,
         token_tile=token_tile,
         is_interpreted=is_interpreted,
+        is_packed=is_packed,
+        is_of_queries=is_of_queries,
     )

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from spcomp.backends.triton.contexts.base import CapturedArg, padded_dim
 from spcomp.backends.triton.expr_text import Helpers, helpers_of
-from spcomp.ir.expr import FALSE, TRUE, Expr
+from spcomp.ir.expr import FALSE, TRUE, Expr, Lit
 
+NONE = Lit(0)  # a count that the kernel does not make
+NO_HELPERS = Helpers()
 HeadReduction = Literal["none", "sum", "mean", "max"]
 
 
@@ -17,7 +19,9 @@ class RankingContext:
     """What the score and the select kernel share.
 
     has_low: the score is the upper bound from each unit's largest and smallest values; is_shared:
-    several heads share a list, and their scores are summed, or is_mean, or is_max.
+    several heads share a list, and their scores are summed, or is_mean, or is_max. is_packed:
+    sequences have lengths of their own, and `unit_count` units (over Skv); has_packed_rows,
+    has_packed_units: the rows, or units, are tokens of packed tensors.
     """
 
     header: tuple[str, ...]
@@ -35,6 +39,10 @@ class RankingContext:
     forced: Expr
     has_forced: bool
     inputs: tuple[CapturedArg, ...]
+    is_packed: bool
+    has_packed_rows: bool
+    has_packed_units: bool
+    unit_count: Expr
     helpers: Helpers
     dot_precision: str
     is_interpreted: bool
@@ -49,9 +57,14 @@ class ScoreContext(RankingContext):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectContext(RankingContext):
-    """Variables of `triton/kernels/select.py.jinja`."""
+    """Variables of `triton/kernels/select.py.jinja`.
+
+    has_item_k: what is kept depends on a sequence's own length, as `item_k` says.
+    """
 
     block_r: int
+    has_item_k: bool
+    item_k: Expr
 
 
 def _ranking(
@@ -65,6 +78,10 @@ def _ranking(
     visible: Expr = TRUE,
     forced: Expr = FALSE,
     inputs: tuple[CapturedArg, ...] = (),
+    is_packed: bool = False,
+    has_packed_rows: bool = False,
+    has_packed_units: bool = False,
+    unit_count: Expr = NONE,
     is_float32: bool = False,
     is_interpreted: bool = False,
 ) -> dict[str, Any]:
@@ -92,7 +109,11 @@ def _ranking(
         "forced": forced,
         "has_forced": forced != FALSE,
         "inputs": inputs,
-        "helpers": helpers_of(visible, forced),
+        "is_packed": is_packed,
+        "has_packed_rows": has_packed_rows,
+        "has_packed_units": has_packed_units,
+        "unit_count": unit_count,
+        "helpers": helpers_of(visible, forced, unit_count),
         "dot_precision": "ieee" if is_float32 else "tf32",
         "is_interpreted": is_interpreted,
     }
@@ -103,17 +124,39 @@ def score_context(*, num_stages: int = 2, **shared: Any) -> ScoreContext:
     return ScoreContext(num_stages=num_stages, **_ranking(**shared))
 
 
-def select_context(*, block_r: int, **shared: Any) -> SelectContext:
+def select_context(*, block_r: int, item_k: Expr = NONE, **shared: Any) -> SelectContext:
     """Make the context of the select kernel; shared: the arguments of `_ranking`.
 
-    block_r: rows per program, a power of two >= 16.
+    block_r: rows per program, a power of two >= 16. item_k: units kept, over Skv, where they
+    depend on the length of a packed sequence.
     """
-    return SelectContext(block_r=block_r, **_ranking(**shared))
+    return SelectContext(
+        block_r=block_r, has_item_k=item_k != NONE, item_k=item_k, **_ranking(**shared)
+    )
+
+
+def topk_context(
+    *,
+    header: tuple[str, ...],
+    block_u: int,
+    is_packed: bool = False,
+    unit_count: Expr = NONE,
+    item_k: Expr = NONE,
+) -> TopKContext:
+    """Make the context of the topk kernel; item_k: as for `select_context`."""
+    return TopKContext(
+        header, block_u, is_packed, unit_count, item_k != NONE, item_k, helpers_of(unit_count)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class TopKContext:
-    """Variables of `triton/kernels/topk.py.jinja`."""
+    """Variables of `triton/kernels/topk.py.jinja`; for packed sequences see `SelectContext`."""
 
     header: tuple[str, ...]
     block_u: int
+    is_packed: bool = False
+    unit_count: Expr = NONE
+    has_item_k: bool = False
+    item_k: Expr = NONE
+    helpers: Helpers = NO_HELPERS

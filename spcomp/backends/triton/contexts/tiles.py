@@ -53,6 +53,7 @@ class TilesContext:
     inputs: tuple[CapturedArg, ...]
     has_counter: bool
     is_pooled: bool
+    is_packed: bool
     helpers: Helpers
 
 
@@ -67,6 +68,7 @@ def tiles_context(
     chunk: int = 512,
     has_counter: bool = False,
     is_pooled: bool = False,
+    is_packed: bool = False,
 ) -> TilesContext:
     """Make the context of the tiles kernel.
 
@@ -97,5 +99,6 @@ def tiles_context(
         inputs=inputs,
         has_counter=has_counter,
         is_pooled=is_pooled,
+        is_packed=is_packed,
         helpers=helpers_of(*shown),
     )

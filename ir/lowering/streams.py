@@ -42,10 +42,9 @@ def lower_stream(plan: PlanBuilder, part: Gather) -> StreamRef:
     stream = part.stream
     assert isinstance(stream, Stream)
     units = units_of(stream.k)
-    if units == TOKENS:
-        return StreamRef(*(pooled(plan, side).main for side in (stream.k, stream.v)), dims.Skv, 1)
     for side in (stream.k, stream.v):
-        _check_pooling(side)
+        if units != TOKENS:
+            _check_pooling(side)
     k, v = (pooled(plan, side).main for side in (stream.k, stream.v))
     return StreamRef(k, v, units.count(dims.Skv), units.stride)
 

@@ -152,7 +152,7 @@ def _invert(launch: InvertLaunch, s: Setting) -> object:
 
 def _is_pooled(launch: TilesLaunch | Attending) -> bool:
     """Tell whether the entries of a launch's stream are units and not tokens."""
-    return launch.keys != dims.Skv
+    return bool(launch.keys != dims.Skv)
 
 
 def _pairs(launch: Attending, s: Setting) -> dict[str, Any]:

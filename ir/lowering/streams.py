@@ -42,7 +42,6 @@ def lower_stream(plan: PlanBuilder, part: Gather) -> StreamRef:
     stream = part.stream
     assert isinstance(stream, Stream)
     units = units_of(stream.k)
-<<<<<<< HEAD
     if units != TOKENS:
         if plan.is_packed:
             raise CannotLower(
@@ -52,10 +51,6 @@ def lower_stream(plan: PlanBuilder, part: Gather) -> StreamRef:
                 way_out="use backend='reference', or call the pattern on a batch.",
             )
         for side in (stream.k, stream.v):
-=======
-    for side in (stream.k, stream.v):
-        if units != TOKENS:
->>>>>>> units
             _check_pooling(side)
     k, v = (pooled(plan, side).main for side in (stream.k, stream.v))
     return StreamRef(k, v, units.count(dims.Skv), units.stride)

@@ -82,8 +82,8 @@ def compile_files(
         "plan.txt": print_plan(plan),
         "manifest.json": json.dumps(manifest, indent=2),
     }
-    about = {name: (text.rstrip("\n") + "\n").encode() for name, text in texts.items()}
-    _write(folder, {**export.files, **about})
+    encoded = {name: (text.rstrip("\n") + "\n").encode() for name, text in texts.items()}
+    _write(folder, {**export.files, **encoded})
     if json_:
         print_json({"folder": str(folder), **manifest})
     else:

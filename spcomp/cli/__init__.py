@@ -1,5 +1,5 @@
 """The command line: `spcomp list, show, compile, check, explain, tune, bench,
-report, cache, doctor`.
+report, calibrate, cache, doctor`.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 fine, 1 a check failed or a plan
 was refused, 2 the command was used wrongly.
@@ -13,6 +13,7 @@ import click
 
 from spcomp.cli.bench import bench
 from spcomp.cli.cache import cache
+from spcomp.cli.calibrate import calibrate
 from spcomp.cli.check import check
 from spcomp.cli.compile_files import compile_files
 from spcomp.cli.doctor import doctor
@@ -82,6 +83,7 @@ for _command in (
     tune,
     bench,
     report,
+    calibrate,
     cache,
     doctor,
 ):

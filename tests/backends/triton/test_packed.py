@@ -22,7 +22,7 @@ from spcomp.ir.text import print_plan
 from spcomp.patterns import SHIPPED, block_topk, moba, quest, streaming_llm
 from tests.conformance.cases import device_of
 
-LONG = ([5, 0, 33, 17], [20, 9, 40, 0])
+LONG = ([5, 0, 20, 17], [20, 9, 33, 0])
 ORDERS = {
     "block_topk query_major": (block_topk(block=16, budget=0.4), "query_major"),
     "block_topk gather": (block_topk(block=16, budget=0.4), "gather"),
@@ -162,13 +162,13 @@ def test_a_rule_with_tables_reads_the_number_of_the_sequence() -> None:
 
 
 def test_slabs_of_rows_end_where_sequences_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = ([70, 3, 20], [80, 40, 9])
+    lengths = ([50, 3, 20], [60, 40, 9])
     for name, limit in (("block_topk query_major", 1_000), ("moba key_major", 30_000)):
         monkeypatch.setattr(layouts, "SCRATCH_LIMIT_BYTES", limit)
         pattern, order = ORDERS[name]
         attention = sp.compile(pattern, backend="triton", order=order)
         out, _ = run(attention, packed(lengths), lengths)
-        assert out.shape[0] == 93
+        assert out.shape[0] == 73
         check(pattern, lengths, order)
         built = next(iter(attention.compiled.plans.values()))
         prepared = next(iter(built.executable._prepared.values()))  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from spcomp.ir.dims import Dim
 from spcomp.ir.expr import FALSE, TRUE, Expr, Lit, Sym, conjunction, op
 from spcomp.ir.launches import PoolLaunch, ScoreLaunch, ScoreRule, SelectLaunch, TopKLaunch
 from spcomp.ir.lowering.builder import PlanBuilder, rows_of
+from spcomp.ir.lowering.unmade import refuse_unmade
 from spcomp.ir.nodes import (
     Argument,
     Captured,
@@ -23,11 +24,10 @@ from spcomp.ir.nodes import (
     Sink,
     State,
     TopK,
-    TopP,
 )
 from spcomp.ir.passes.check_selection import straddle
 from spcomp.ir.types import list_heads, source_type
-from spcomp.ir.units import Units, position, sums_below, units_of
+from spcomp.ir.units import Units, position, units_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Pooled:
 def lower_list(plan: PlanBuilder, selection: Node) -> ListRef:
     """Give the list of a TopK or a Given, adding its launches once."""
     if selection not in plan.made:
+        refuse_unmade(selection)
         plan.made[selection] = (
             _given(plan, selection) if isinstance(selection, Given) else _topk(plan, selection)
         )
@@ -88,22 +89,13 @@ def _given(plan: PlanBuilder, node: Given) -> ListRef:
 
 
 def _refuse(node: Node) -> NoReturn:
-    what = type(node).__name__
-    if isinstance(node, (TopK, TopP)) and sums_below(node.scores) is not None:
-        what = "Sums"
-    elif isinstance(node, TopK):
-        what = type(node.scores).__name__ if node.k_from is None else "k_from"
+    what = type(node.scores).__name__ if isinstance(node, TopK) else type(node).__name__
     raise CannotLower(
         where=node.where,
         what={
             "Softmax": "a list chosen by probabilities",
             "Regroup": "a list chosen by regrouped scores",
             "TopP": "a list as long as a share of the scores needs",
-            "Sums": "a list for all queries, chosen by sums along lines of a map",
-            "Diagonals": "a selection of diagonals",
-            "Covered": "a cover of diagonals by blocks of keys",
-            "Alike": "a choice between selections by what two estimates say",
-            "k_from": "a list whose length is not the same for every head",
         }[what],
         why="no kernel makes it yet",
         way_out="use backend='reference'.",
@@ -117,7 +109,7 @@ def _whose(plan: PlanBuilder, heads: Dim) -> Dim:
 
 
 def _topk(plan: PlanBuilder, node: Node) -> ListRef:
-    if not (isinstance(node, TopK) and isinstance(node.scores, Score)) or node.k_from is not None:
+    if not (isinstance(node, TopK) and isinstance(node.scores, Score)):
         _refuse(node)
     scores = node.scores
     rows, units = units_of(scores.q), units_of(scores.k)
@@ -213,7 +205,7 @@ def pooled(plan: PlanBuilder, side: Node) -> Pooled:
         return found
     state = side.name if isinstance(side, State) else ""
     value = side.value if isinstance(side, State) else side
-    assert isinstance(value, Downsample), value
+    assert isinstance(value, Downsample) and isinstance(value.x, Input), value
     if value.tail == "pad":
         raise CannotLower(
             where=value.where,

@@ -40,6 +40,11 @@ def chosen(q, k, v, *, way):
     part = {
         "estimate": lambda: sp.switch(sp.alike(down, down, below=1), sp.sink(4), sp.window(9)),
         "diagonal": lambda: sp.diagonals(sp.topk(far, k=9)),
+        "map": lambda: sp.topp(
+            sp.softmax(sp.score(sp.downsample(q, block=16), sp.downsample(k, block=16))),
+            p=0.5,
+            over="map",
+        ),
         "count": lambda: sp.topk(sp.score(q, sp.downsample(k, block=16)), k=table(1, 2, 1, 3)),
     }[way]()
     return sp.attend(q, sp.gather(k, part), sp.gather(v, part))
@@ -55,7 +60,7 @@ PATTERNS = {
     ),
     "flexprefill": flexprefill(block=16, min_budget=16, tau=0.3),
     "flexprefill-official": flexprefill(block=16, min_budget=16, tau=0.3, variant="official"),
-    **{f"by_{way}": chosen(way=way) for way in ("estimate", "diagonal", "count")},
+    **{f"by_{way}": chosen(way=way) for way in ("estimate", "diagonal", "map", "count")},
     "by_head": by_head(which=table(2, 0, 1, 0), sizes=table(1, 7, 1, 40)),
 }  # fmt: skip
 
@@ -89,6 +94,7 @@ LACKING = {
     "flexprefill": "a list for all queries, chosen by sums along lines of a map",
     "by_estimate": "a choice between selections by what two estimates say",
     "by_diagonal": "a selection of diagonals",
+    "by_map": "a list that holds a share of a whole map",
     "by_count": "a list whose length is not the same for every head",
 }
 

@@ -98,6 +98,19 @@ def test_blocks_of_offsets_count_from_either_end(skv: int, from_end: bool) -> No
             assert torch.equal(mask[b, h], held & (u <= t))
 
 
+def test_diagonals_hold_no_later_key_where_attention_is_not_causal() -> None:
+    q, k = tensors(30, 34)
+
+    @sp.pattern
+    def free(q, k, v):
+        along = sp.diagonal_sums(sp.score(sp.probe(q, rows=4), k))
+        chosen = sp.diagonals(sp.topk(sp.regroup(along, block=8), k=9))
+        return sp.attend(q, sp.gather(k, chosen), sp.gather(v, chosen), mask=None)
+
+    mask = sp.compile(free(), backend="reference").to_mask(q, k)
+    assert torch.equal(mask, oracle.causal_mask(30, 34).expand_as(mask))
+
+
 COUNTS = [  # values, p, options, count
     ([0.5, 0.3125, 0.1875], 0.5, {}, 1),
     ([0.5, 0.3125, 0.1875], 0.51, {}, 2),

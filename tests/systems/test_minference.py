@@ -154,6 +154,7 @@ LINES = [  # columns, offsets, last_q, sinks, nearest
     {"columns": 40, "offsets": 7, "last_q": 64, "sinks": 30, "nearest": 7},
     {"columns": 0, "offsets": 33, "last_q": 5, "sinks": 0, "nearest": 1},
     {"columns": 25, "offsets": 0, "last_q": 1000, "sinks": 4, "nearest": 0},
+    {"columns": 25, "offsets": 6, "last_q": 16, "sinks": 0, "nearest": 0},
 ]
 
 

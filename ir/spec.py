@@ -14,6 +14,7 @@ from spcomp.ir.expr import Expr, Load, Sym, kind_of, walk
 from spcomp.ir.nodes import (
     Attend,
     Captured,
+    Centre,
     Downsample,
     Fold,
     Gather,
@@ -24,10 +25,12 @@ from spcomp.ir.nodes import (
     MaskMod,
     Merge,
     Node,
+    Permute,
     Region,
     Regroup,
     Score,
     Selection,
+    Similar,
     Sink,
     Softmax,
     State,
@@ -44,16 +47,23 @@ from spcomp.ir.types import types_of
 
 ProgramRule = Callable[[Program], list[str]]
 
-_TENSORS: tuple[type[Node], ...] = (Input, Downsample, Fold, State)
+_TOKENS: tuple[type[Node], ...] = (Input, Permute, Centre)
+_TENSORS: tuple[type[Node], ...] = (*_TOKENS, Downsample, Fold, State)
 _SCORES: tuple[type[Node], ...] = (Score, Softmax, Regroup)
 
 # What each operand of a stage may be.
 OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
-    (Downsample, "x"): (Input,),
+    (Permute, "x"): (Input,),
+    (Permute, "order"): (Captured,),
+    (Centre, "x"): (Input, Permute),
+    (Similar, "x"): _TOKENS,
+    (Similar, "least_by_head"): (Captured,),
+    (Downsample, "x"): _TOKENS,
     (Fold, "x"): (Input,),
     (State, "value"): (Downsample,),
     (Score, "q"): _TENSORS,
     (Score, "k"): _TENSORS,
+    (Score, "among"): (Similar,),
     (Softmax, "scores"): (Score,),
     (Softmax, "over"): (Score,),
     (Regroup, "scores"): (Score, Softmax),
@@ -67,15 +77,16 @@ OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
     (MaskMod, "tables"): (Captured,),
     (Union, "parts"): (Selection,),
     (Intersect, "parts"): (Selection,),
-    (Region, "lists"): (TopK, TopP, Given),
+    (Region, "lists"): (TopK, TopP, Given, Similar),
     (Region, "tables"): (Captured,),
-    (Stream, "k"): (Input, Downsample, State),
-    (Stream, "v"): (Input, Downsample, State),
+    (Stream, "k"): (*_TOKENS, Downsample, State),
+    (Stream, "v"): (Input, Permute, Downsample, State),
     (Gather, "stream"): (Stream,),
     (Gather, "selection"): (Selection,),
-    (Attend, "q"): (Input,),
+    (Attend, "q"): (Input, Permute),
     (Attend, "streams"): (Gather, Stream),
     (Attend, "tables"): (Captured,),
+    (Attend, "skip_by_head"): (Captured,),
     (Merge, "parts"): (Attend, Merge),
     (Merge, "gates"): (Captured,),
 }
@@ -85,6 +96,7 @@ _LEAST: Mapping[tuple[type[Node], str], int] = {
     (Downsample, "block"): 1,
     (Downsample, "stride"): 1,
     (Fold, "size"): 1,
+    (Similar, "block"): 1,
     (Regroup, "rows"): 1,
     (Regroup, "block"): 1,
     (TopK, "k"): 0,

@@ -18,6 +18,7 @@ from spcomp.ir.dims import Dim
 from spcomp.ir.nodes import (
     Attend,
     Captured,
+    Centre,
     Downsample,
     Fold,
     Gather,
@@ -25,6 +26,7 @@ from spcomp.ir.nodes import (
     Input,
     Merge,
     Node,
+    Permute,
     Regroup,
     Score,
     Selection,
@@ -35,6 +37,7 @@ from spcomp.ir.nodes import (
     TopP,
 )
 from spcomp.ir.program import Program
+from spcomp.ir.token_rules import check_tokens
 from spcomp.ir.units import TOKENS, rows_ranking, units_of, units_ranked
 
 DATA = "data"
@@ -79,13 +82,14 @@ def types_of(program: Program) -> dict[Node, Type]:
     """
     types: dict[Node, Type] = {}
     for node in program.stages():
+        check_tokens(node, role_of(node))
         types[node] = _type(node, types)
     return types
 
 
 def role_of(node: Node) -> str:
     """Give the role of the input a tensor comes from: query, key or value."""
-    while isinstance(node, (Downsample, Fold, State)):
+    while isinstance(node, (Downsample, Fold, State, Permute, Centre)):
         node = node.value if isinstance(node, State) else node.x
     return node.role if isinstance(node, Input) else "table"
 
@@ -95,6 +99,8 @@ def _type(node: Node, types: dict[Node, Type]) -> Type:
         return INPUTS[node.role]
     if isinstance(node, Captured):
         return TensorType(node.dims, node.dtype)
+    if isinstance(node, (Permute, Centre)):
+        return types[node.x]
     if isinstance(node, Downsample):
         return _pooled(node, _tensor(types[node.x]))
     if isinstance(node, Fold):

@@ -21,9 +21,23 @@ from spcomp.errors import (
     ShapeMismatch,
     StrideTooLarge,
 )
+from spcomp.ir.dims import evaluate
 from spcomp.ir.expr import Expr, Lit, Load, bounds_of, walk
-from spcomp.ir.nodes import Attend, Captured, Given, MaskMod, Node
-from spcomp.ir.types import INPUTS
+from spcomp.ir.nodes import (
+    Attend,
+    Captured,
+    Given,
+    Input,
+    MaskMod,
+    Node,
+    Permute,
+    Regroup,
+    Similar,
+    Softmax,
+    TopP,
+)
+from spcomp.ir.types import HEADS, INPUTS
+from spcomp.ir.units import score_below
 
 _ROLES = {"q": "query", "k": "key", "v": "value"}
 _FORMS = {"q": "[B, Hq, Sq, D]", "k": "[B, Hkv, Skv, D]", "v": "[B, Hkv, Skv, Dv]"}
@@ -163,6 +177,9 @@ def check_masks(pattern: Pattern, env: Mapping[str, int], device: str) -> None:
             _given(node, pattern, env)
         for expr in _expressions(node):
             _tables(node, expr, pattern, env)
+        _head_table(node, env)
+        if isinstance(node, Permute):
+            _order(node, env)
     for name, tensor in pattern.tensors.items():
         if str(tensor.device) != device:
             raise DeviceClash(
@@ -207,6 +224,46 @@ def _given(node: Given, pattern: Pattern, env: Mapping[str, int]) -> None:
             right=f"q and k with B = {env['B']}, Hq = {env['Hq']}, Hkv = {env['Hkv']}",
             problem="its batch must be 1 or B, its heads 1, Hkv or Hq",
             way_out="expand the mask, or build it for these heads.",
+        )
+
+
+_HEAD_TABLES = {TopP: "p_by_head", Similar: "least_by_head", Attend: "skip_by_head"}
+
+
+def _head_table(node: Node, env: Mapping[str, int]) -> None:
+    """Refuse a table of numbers, one a head, for other heads than those there are."""
+    table = getattr(node, _HEAD_TABLES.get(type(node), ""), None)
+    if not isinstance(table, Captured):
+        return
+    found, allowed = table.dims[0], {"Hq": env["Hq"], "Hkv": env["Hkv"]}
+    if isinstance(node, TopP):
+        heads = HEADS[score_below(node.scores).heads]
+        inner = node.scores.scores if isinstance(node.scores, Regroup) else node.scores
+        if isinstance(inner, Softmax) and inner.heads is not None:
+            heads = HEADS[inner.heads]
+        allowed = {str(heads): evaluate(heads, env)}
+    if found not in allowed.values():
+        name = _HEAD_TABLES[type(node)].removesuffix("_by_head")
+        raise ShapeMismatch(
+            where=node.where,
+            left=f"the table of {name} with {found} numbers",
+            right=f"q and k with Hq = {env['Hq']} and Hkv = {env['Hkv']}",
+            problem="it should have one for each of the "
+            + " or ".join(f"{symbol} = {count}" for symbol, count in allowed.items())
+            + " heads",
+            way_out="give a number for all heads, or a float32 tensor of that length.",
+        )
+
+
+def _order(node: Permute, env: Mapping[str, int]) -> None:
+    assert isinstance(node.order, Captured) and isinstance(node.x, Input)
+    symbol = "Sq" if node.x.role == "query" else "Skv"
+    if node.order.dims[0] != env[symbol]:
+        raise MaskOfOtherLength(
+            where=node.where,
+            mask=f"the order that permutes {node.x.name}",
+            built=f"{node.order.dims[0]} tokens",
+            given=f"Sq = {env['Sq']} and Skv = {env['Skv']}",
         )
 
 

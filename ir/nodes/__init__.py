@@ -20,11 +20,13 @@ from spcomp.ir.nodes.select import (
     TopP,
     Union,
 )
+from spcomp.ir.nodes.tokens import Centre, Permute, Similar
 
 __all__ = [
     "Attend",
     "Captured",
     "Causal",
+    "Centre",
     "Downsample",
     "Everything",
     "Fold",
@@ -36,10 +38,12 @@ __all__ = [
     "MaskMod",
     "Merge",
     "Node",
+    "Permute",
     "Region",
     "Regroup",
     "Score",
     "Selection",
+    "Similar",
     "Sink",
     "Softmax",
     "State",
@@ -57,6 +61,8 @@ NODES: dict[str, type[Node]] = {
     for cls in (
         Input,
         Captured,
+        Permute,
+        Centre,
         Downsample,
         Fold,
         State,
@@ -71,6 +77,7 @@ NODES: dict[str, type[Node]] = {
         Causal,
         Everything,
         MaskMod,
+        Similar,
         Union,
         Intersect,
         Region,

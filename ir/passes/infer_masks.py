@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spcomp.errors import CannotLower
 from spcomp.ir.expr import TRUE, Expr, Lit, Sym, conjunction, op
 from spcomp.ir.nodes import (
@@ -16,6 +18,7 @@ from spcomp.ir.nodes import (
     Merge,
     Node,
     Region,
+    Similar,
     Sink,
     Stream,
     TopK,
@@ -24,6 +27,7 @@ from spcomp.ir.nodes import (
 )
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.program import Program
+from spcomp.ir.types import role_of
 from spcomp.ir.units import Units, position, units_of, units_ranked
 
 
@@ -49,7 +53,7 @@ def _rewritten(node: Node) -> Node:
         )
     assert isinstance(node, Attend)
     streams = tuple(_region(part, node.causal) for part in node.streams)
-    return Attend(node.q, streams, False, node.scale, node.score_mod, node.tables, where=node.where)
+    return replace(node, streams=streams, causal=False)
 
 
 def _region(part: Node, causal: bool) -> Gather:
@@ -82,8 +86,9 @@ class _Builder:
             for part in parts[1:]:
                 result = op(name, result, part)
             return result
-        if isinstance(selection, (TopK, TopP, Given)):
-            self._check_units(selection)
+        if isinstance(selection, (TopK, TopP, Given, Similar)):
+            if not (isinstance(selection, Similar) and role_of(selection.x) == "query"):
+                self._check_units(selection)
             return Sym(self.lists.setdefault(selection, f"chosen{len(self.lists)}"))
         if isinstance(selection, MaskMod):
             self.tables.update(dict.fromkeys(selection.tables))
@@ -105,7 +110,7 @@ class _Builder:
         assert isinstance(selection, Everything), selection
         return TRUE
 
-    def _check_units(self, selection: TopK | TopP | Given) -> None:
+    def _check_units(self, selection: TopK | TopP | Given | Similar) -> None:
         unit = list_unit(selection)
         if unit.block != unit.stride:
             raise CannotLower(
@@ -130,5 +135,7 @@ def list_unit(selection: Node) -> Units:
     """Give the units a list's indices stand for, in tokens."""
     if isinstance(selection, Given):
         return Units(selection.block_k, selection.block_k)
+    if isinstance(selection, Similar):
+        return Units(selection.block, selection.block)
     assert isinstance(selection, (TopK, TopP))
     return units_ranked(selection.scores)

@@ -14,6 +14,7 @@ from spcomp.dsl.selections import (
     sink,
     window,
 )
+from spcomp.dsl.tokens import centre, permute, similar
 from spcomp.dsl.verbs import attend, cached, downsample, fold, gather, merge, stream
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "block_mask",
     "cached",
     "causal",
+    "centre",
     "downsample",
     "everything",
     "flex_block_mask",
@@ -34,8 +36,10 @@ __all__ = [
     "merge",
     "own",
     "pattern",
+    "permute",
     "regroup",
     "score",
+    "similar",
     "sink",
     "softmax",
     "stream",

@@ -14,14 +14,17 @@ from spcomp.errors import NotANumber
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.nodes import (
+    Centre,
     Downsample,
     Fold,
     Input,
     Local,
     Node,
+    Permute,
     Regroup,
     Score,
     Selection,
+    Similar,
     Sink,
     Softmax,
     State,
@@ -33,7 +36,7 @@ from spcomp.ir.nodes.score import JOININGS, REDUCTIONS, SHARINGS
 from spcomp.ir.nodes.select import CROSSINGS
 from spcomp.ir.units import units_ranked
 
-_SIDES = (Input, Downsample, Fold, State)
+_SIDES = (Input, Permute, Centre, Downsample, Fold, State)
 _SCORES = (Score, Softmax, Regroup)
 
 
@@ -45,6 +48,7 @@ def score(
     mask: str | None = "causal",
     heads: str = "query",
     reduce: str = "mean",
+    among: Node | None = None,
 ) -> Score:
     """Score units of keys for rows of queries, in float32.
 
@@ -52,8 +56,10 @@ def score(
     the upper bound of q·k inside the unit, otherwise the dot product. heads: who shares one list,
     "query" (each query head its own), "group" (the heads of a KV head) or "all"; `reduce` joins
     their scores. mask "causal" leaves out units whose last token is later than the row's last
-    query.
-    Raises: UnknownChoice, NotANumber, WrongStage.
+    query, "begun" only those whose first token is. among: the keys in blocks that are alike,
+    similar(k, ...); other units are no candidates.
+    Raises: UnknownChoice, NotANumber, WrongStage; CannotLower, when the pattern is compiled, where
+    the units and the blocks differ.
     """
     check.stage("score", "q", q, _SIDES, "q or a downsample() of q", "score(q, downsample(k, ...))")
     check.stage(
@@ -64,12 +70,24 @@ def score(
         "k or a downsample() of k",
         "score(q, downsample(k, ...))",
     )
-    check.choice("score", "mask", mask, ("causal", None))  # type: ignore[arg-type]
+    check.choice("score", "mask", mask, ("causal", "begun", None))  # type: ignore[arg-type]
     check.choice("score", "heads", heads, SHARINGS)
     check.choice("score", "reduce", reduce, REDUCTIONS)
     scale = check.number("score", "scale", scale)
-    line = user_line()
-    return Score(q, units, scale, mask == "causal", heads, reduce, where=line)  # type: ignore[arg-type]
+    if among is not None:
+        way_out = "score(q, units, among=similar(k, ...))"
+        check.stage("score", "among", among, (Similar,), "a similar() of keys", way_out)
+    return Score(
+        q,
+        units,
+        scale,
+        mask is not None,
+        heads,  # type: ignore[arg-type]
+        reduce,  # type: ignore[arg-type]
+        begun=mask == "begun",
+        among=among,
+        where=user_line(),
+    )
 
 
 def softmax(
@@ -165,11 +183,13 @@ def topk(
     k: int | None = None,
     fraction: float | None = None,
     always: Selection | Sequence[Selection] = (),
+    round: str = "up",
 ) -> TopK:
     """Keep the best units of each row; ties go to the lower index.
 
-    Give `k`, the number of units, or `fraction`, a share of all units in (0, 1]. `always` (sink and
-    local, counted in units) is kept whatever the score and counts towards k.
+    Give `k`, the number of units, or `fraction`, a share of all units in (0, 1], rounded "up" or
+    "down", and then to 1 at least. `always` (sink and local, counted in units) is kept whatever the
+    score and counts towards k.
     Raises: NegativeCount, NotANumber, WrongStage; ForcedSetTooLarge when the pattern is compiled.
     """
     check.stage(
@@ -181,12 +201,13 @@ def topk(
         "topk(score(q, units), k=8)",
     )
     unit = unit_stride(scores)
-    amount = _amount(k, fraction, unit)
+    check.choice("topk", "round", round, ("up", "down"))
+    amount = _amount(k, fraction, unit, round == "up")
     parts = _anchors(always, unit)
     return TopK(scores, amount, parts, where=user_line())
 
 
-def _amount(k: int | None, fraction: float | None, unit: int) -> Dim:
+def _amount(k: int | None, fraction: float | None, unit: int, up: bool) -> Dim:
     if (k is None) == (fraction is None):
         raise NotANumber(
             where=user_line(),
@@ -209,7 +230,11 @@ def _amount(k: int | None, fraction: float | None, unit: int) -> Dim:
             wanted="a share above 0 and at most 1",
         )
     ratio = Fraction(share).limit_denominator(1 << 16)
-    return dims.ceildiv(dims.ceildiv(dims.Skv, unit) * ratio.numerator, ratio.denominator)
+    wanted = dims.ceildiv(dims.Skv, unit) * ratio.numerator
+    if up:
+        return dims.ceildiv(wanted, ratio.denominator)
+    # floor(a / b) is ceil((a + 1) / b) - 1.
+    return dims.largest(1, dims.ceildiv(wanted + 1, ratio.denominator) - 1)
 
 
 def unit_stride(scores: Node) -> int:

@@ -16,17 +16,21 @@ from spcomp.backends.reference.pooling import (
     pooled_grid,
     token_grid,
 )
+from spcomp.backends.reference.tokens import by_head, centred, similarity
 from spcomp.errors import CannotLower
 from spcomp.ir import dims
 from spcomp.ir.nodes import (
     Attend,
     Captured,
+    Centre,
     Downsample,
     Fold,
     Gather,
     Input,
     Node,
+    Permute,
     Score,
+    Similar,
     State,
     Stream,
 )
@@ -71,6 +75,7 @@ class Call:
         self._values: dict[Node, Pooled] = {}
         self._grids: dict[Node, Grid] = {}
         self._wide: dict[Node, Pooled] = {}
+        self._alike: dict[Node, Tensor] = {}
         for node in stages:
             self._prepare(node)
 
@@ -78,6 +83,10 @@ class Call:
         if isinstance(node, (Downsample, State)):
             self.value(node)
             self.grid(node)
+        elif isinstance(node, (Centre, Permute)):
+            self.value(node)
+        elif isinstance(node, Similar):
+            self.alike(node)
         elif isinstance(node, Score):
             self.wide(node.k)
         elif isinstance(node, Attend):
@@ -107,11 +116,34 @@ class Call:
             return self._state(node)
         if isinstance(node, Fold):
             return fold(self.tensor(node.x), node.size, node.reverse), None
+        if isinstance(node, (Centre, Permute)):
+            if node not in self._values:
+                self._values[node] = self._retaken(node), None
+            return self._values[node]
         assert isinstance(node, Downsample), node
         if node not in self._values:
             count = self.grid(node).count
             self._values[node] = pool(self.tensor(node.x), node.by, node.block, node.stride, count)
         return self._values[node]
+
+    def _retaken(self, node: Centre | Permute) -> Tensor:
+        x = self.tensor(node.x)
+        return centred(x) if isinstance(node, Centre) else x[:, :, self.tensor(node.order).long()]
+
+    def alike(self, node: Similar) -> Tensor:
+        """Tell which blocks of a similar() hold tokens that are alike, bool [B,H,U]; H is Hq, or Hkv
+        for keys that are judged once for the heads of a group. Negation is left to the reader."""
+        if node not in self._alike:
+            values = similarity(self.tensor(node.x), node.block)
+            least: float | Tensor | None = node.least
+            if node.least_by_head is not None:
+                table = self.tensor(node.least_by_head).to(values.dtype)[None, :, None]
+                heads = max(table.shape[1], values.shape[1])
+                values = by_head(values, heads, "blocks that are judged")
+                least = by_head(table, heads, "a least similarity")
+            assert least is not None
+            self._alike[node] = values > least
+        return self._alike[node]
 
     def _state(self, node: State) -> Pooled:
         """Read a state that is kept, or make its value."""

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from spcomp.backends.reference.call import Call, single
 from spcomp.backends.reference.pooling import Grid, block_grid
-from spcomp.ir.nodes import Local, Node, Regroup, Score, Sink, Softmax
+from spcomp.backends.reference.tokens import by_head
+from spcomp.ir.nodes import Local, Node, Regroup, Score, Similar, Sink, Softmax
 from spcomp.ir.nodes.score import HeadSharing, Reduction
+from spcomp.ir.types import HEADS
 from spcomp.ir.units import score_below, units_ranked
 
 
@@ -158,11 +160,19 @@ def _overlap(units: Tensor, unit: int, blocks: Tensor, block: int) -> Tensor:
 
 
 def candidates(call: Call, node: Node, rows: Rows) -> Tensor:
-    """Tell which units a row may choose, bool [n, Nk]; causal: those whose last token it sees."""
-    last = unit_grid(call, node).last[None, :]
-    if not score_below(node).causal:
-        return torch.ones(len(rows.low), last.shape[1], dtype=torch.bool, device=call.device)
-    return last <= rows.high
+    """Tell which units a row may choose, bool [n, Nk], or [B,Hs,n,Nk] where heads differ; causal:
+    those whose last, or first, token it sees."""
+    grid, score = unit_grid(call, node), score_below(node)
+    if score.causal:
+        able = (grid.first if score.begun else grid.last)[None, :] <= rows.high
+    else:
+        able = torch.ones(len(rows.low), grid.count, dtype=torch.bool, device=call.device)
+    if score.among is None or isinstance(node, Regroup):
+        return able
+    assert isinstance(score.among, Similar)
+    heads = call.number(HEADS[score.heads])
+    held = by_head(call.alike(score.among), heads, "blocks that are judged")
+    return able & (held ^ score.among.negated)[:, :, None]
 
 
 def forced(call: Call, node: Node, always: tuple[Node, ...], rows: Rows) -> Tensor:

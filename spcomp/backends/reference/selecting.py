@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spcomp.backends.reference.call import Call
 from spcomp.backends.reference.expressions import Value, Values, evaluate
-from spcomp.backends.reference.pooling import Grid
+from spcomp.backends.reference.pooling import Grid, block_grid
 from spcomp.backends.reference.scoring import (
     Rows,
     candidates,
@@ -24,6 +24,7 @@ from spcomp.backends.reference.scoring import (
     scores,
     unit_grid,
 )
+from spcomp.backends.reference.tokens import by_head
 from spcomp.errors import ShapeMismatch
 from spcomp.ir.expr import Expr
 from spcomp.ir.nodes import (
@@ -35,12 +36,14 @@ from spcomp.ir.nodes import (
     MaskMod,
     Node,
     Region,
+    Similar,
     Sink,
     TopK,
     TopP,
     Union,
 )
 from spcomp.ir.nodes.select import Crossing
+from spcomp.ir.types import role_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +84,8 @@ def mask_of(node: Node, chunk: Chunk) -> Tensor:
         return _chosen(node, chunk)
     if isinstance(node, Given):
         return _given(node, chunk)
+    if isinstance(node, Similar):
+        return _judged(node, chunk)
     if isinstance(node, MaskMod):
         return _ruled(node.predicate, symbols(chunk), chunk)
     if isinstance(node, Region):
@@ -173,7 +178,7 @@ def share(
     counted = values.masked_fill(~able | values.isnan(), 0.0)
     ordered = counted.gather(-1, order)
     reached = ordered.cumsum(dim=-1)
-    goal = p * counted.sum(dim=-1, keepdim=True)
+    goal = p * reached[..., -1:]  # summed as what it is compared with, so that p = 1 is all
     kept = reached - ordered < goal if crossing == "keep" else reached <= goal
     place = torch.arange(values.shape[-1], device=values.device)
     kept = torch.zeros_like(able).scatter(-1, order, kept | (place < least))
@@ -197,6 +202,17 @@ def _chosen(node: TopK | TopP, chunk: Chunk) -> Tensor:
         rows, kept, _ = kept_units(call, node, first, -(-chunk.stop // granule))
         held = _on_entries(kept, unit_grid(call, node.scores), chunk)
         return _on_queries(held, rows.granule, rows.start, chunk)
+
+
+def _judged(node: Similar, chunk: Chunk) -> Tensor:
+    """Carry what is said of blocks to the queries, or to the entries, that lie in them."""
+    call = chunk.call
+    held = call.alike(node) ^ node.negated
+    if role_of(node.x) == "query":
+        return _on_queries(held[..., None], node.block, 0, chunk)
+    blocks = block_grid(call.env["Skv"], node.block, call.device)
+    marks = _on_entries(held, blocks, chunk)[:, :, None]
+    return by_head(marks, call.env["Hq"], "blocks that are judged")
 
 
 def _given(node: Given, chunk: Chunk) -> Tensor:

@@ -18,8 +18,8 @@ def permute(x: Node, order: Any) -> Permute:
 
     order: int32 or int64 [S], each number below S once. attend() gives its rows back in the order
     of the q that was permuted. Sinks, mask_mods and lists count by the new places.
-    Raises: NotAPermutation, ShapeMismatch, WrongStage; CannotLower when the pattern is compiled, for
-    a causal mask, or where k and v are in different orders.
+    Raises: NotAPermutation, ShapeMismatch, WrongStage; CannotLower, when the pattern is compiled,
+    for a causal mask, or where k and v are in different orders.
     """
     check.stage("permute", "x", x, (Input,), "q, k or v", "permute(q, order)")
     return Permute(x, captured_order("permute", order), where=user_line())
@@ -36,7 +36,7 @@ def centre(x: Node) -> Centre:
 
 
 def similar(x: Node, *, block: int, least: Any) -> Similar:
-    """The pairs whose token of x lies in a block of tokens that are alike; ~similar(...) the others.
+    """The pairs whose token of x lies in a block of like tokens; ~similar(...) the others.
 
     x: q, or k, permuted or centred or neither. A block of `block` tokens is alike iff the mean
     cosine over all pairs of its tokens is above `least`: a number from -1 to 1, or a float32 tensor

@@ -72,10 +72,11 @@ def spargeattn(
     alike_k = similar(keys, block=block_k, least=theta)
     means = downsample(q, block=block_q), downsample(keys, block=block_k)
     blocks = softmax(score(*means, mask="begun" if causal else None, among=alike_k))
-    if kappa is None:
-        best = topp(blocks, p=tau, crossing="drop", least=1)
-    else:
-        best = topk(blocks, fraction=kappa, round="down")
+    best = (
+        topp(blocks, p=tau, crossing="drop", least=1)
+        if kappa is None
+        else topk(blocks, fraction=kappa, round="down")
+    )
     kept = best | ~alike_q | ~alike_k
     if attention_sink:
         kept = kept | sink(block_k)

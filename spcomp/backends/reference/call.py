@@ -131,8 +131,8 @@ class Call:
         return centred(x) if isinstance(node, Centre) else x[:, :, self.tensor(node.order).long()]
 
     def alike(self, node: Similar) -> Tensor:
-        """Tell which blocks of a similar() hold tokens that are alike, bool [B,H,U]; H is Hq, or Hkv
-        for keys that are judged once for the heads of a group. Negation is left to the reader."""
+        """Tell which blocks of a similar() are alike, bool [B,H,U]; H is Hq, or Hkv for keys that
+        are judged once for the heads of a group. Negation is left to the reader."""
         if node not in self._alike:
             values = similarity(self.tensor(node.x), node.block)
             least: float | Tensor | None = node.least

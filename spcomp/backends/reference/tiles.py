@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from spcomp.backends.reference.tokens import whole_numbers
+from spcomp.backends.reference.tokens import in_blocks, whole_numbers
 from spcomp.errors import CannotLower
 from spcomp.ir.nodes import Attend
 
@@ -58,13 +58,13 @@ def skipped(
     down, across = -rows % tile[0], -keys % tile[1]
     seen = torch.nn.functional.pad(visible.expand_as(logits), (0, across, 0, down))
     padded = torch.nn.functional.pad(logits, (0, across, 0, down), value=-torch.inf)
-    highest = padded.unflatten(3, (-1, tile[1])).amax(dim=-1)  # [B,Hq,R,tiles]
+    highest = in_blocks(padded, 3, tile[1]).amax(dim=-1)  # [B,Hq,R,tiles]
     first = highest.new_full((*highest.shape[:3], 1), -torch.inf)
     before = torch.cat([first, highest.cummax(dim=-1).values[..., :-1]], dim=-1)
     # A row that sees nothing of a tile loses nothing by it; one that saw nothing yet loses all.
     gain = (highest - before).masked_fill(highest == -torch.inf, -torch.inf)
-    gain = gain.unflatten(2, (-1, tile[0])).amax(dim=3)  # [B,Hq,row tiles,tiles]
-    visited = seen.unflatten(3, (-1, tile[1])).any(dim=-1).unflatten(2, (-1, tile[0])).any(dim=3)
+    gain = in_blocks(gain, 2, tile[0]).amax(dim=3)  # [B,Hq,row tiles,tiles]
+    visited = in_blocks(in_blocks(seen, 3, tile[1]).any(dim=-1), 2, tile[0]).any(dim=3)
     place = torch.arange(visited.shape[-1], device=logits.device)
     last = torch.where(visited, place, -1).amax(dim=-1, keepdim=True)
     left_out = visited & (place != last) & (gain / math.log(2) + distance <= 0)

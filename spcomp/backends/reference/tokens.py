@@ -33,9 +33,14 @@ def similarity(x: Tensor, block: int) -> Tensor:
     directions = wide / wide.norm(dim=-1, keepdim=True)
     # Tokens that are not there are zeros, whose direction is NaN, as that of a real one would be.
     padded = torch.nn.functional.pad(directions, (0, 0, 0, -x.shape[2] % block), value=torch.nan)
-    total = padded.unflatten(2, (-1, block)).sum(dim=3)
+    mean = in_blocks(padded, 2, block).sum(dim=3) / block
     # Rounding must not take the tokens of a block for more alike than the same.
-    return ((total / block) ** 2).sum(dim=-1).clamp(max=1.0)
+    return mean.square().sum(dim=-1).clamp(max=1.0)
+
+
+def in_blocks(x: Tensor, dim: int, block: int) -> Tensor:
+    """Cut one dimension, a multiple of `block`, into blocks: [..,S,..] -> [..,S/block,block,..]."""
+    return x.reshape(*x.shape[:dim], x.shape[dim] // block, block, *x.shape[dim + 1 :])
 
 
 def whole_numbers(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -46,7 +51,7 @@ def whole_numbers(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """
     wide = x.to(compute_dtype(x.dtype))
     tokens = x.shape[2]
-    padded = torch.nn.functional.pad(wide, (0, 0, 0, -tokens % block)).unflatten(2, (-1, block))
+    padded = in_blocks(torch.nn.functional.pad(wide, (0, 0, 0, -tokens % block)), 2, block)
     delta = padded.abs().amax(dim=(3, 4), keepdim=True) / 127 + TINY_DELTA
     scaled = padded / delta
     numbers = scaled.sign() * (scaled.abs() + 0.5).floor()

@@ -149,9 +149,9 @@ LAUNCHES = (
     "WarpsLaunch, GatherLaunch, InvertLaunch, KeysLaunch, MergeLaunch"
 )
 STAGES = (
-    "Input, Captured, Downsample, Fold, State, Score, Softmax, Regroup, TopK, TopP, Given, "
-    "Sink, Local, Causal, Everything, "
-    "MaskMod, Union, Intersect, Region, Stream, Gather, Attend, Merge"
+    "Input, Captured, Permute, Centre, Downsample, Fold, State, Score, Softmax, Regroup, "
+    "TopK, TopP, Given, Sink, Local, Causal, Everything, "
+    "MaskMod, Similar, Union, Intersect, Region, Stream, Gather, Attend, Merge"
 )
 WRONG_PROGRAMS = [
     ("", "line 1 of the IR text holds no program: ", 0),
@@ -191,7 +191,7 @@ WRONG_PROGRAMS = [
     ),
     (
         HEAD + "%1 = Sink(count=1)\n%2 = Downsample(x=%1, block=4, stride=4)",
-        "gives Downsample.x a Sink, where a Input is needed",
+        "gives Downsample.x a Sink, where a Input or Permute or Centre is needed",
         4,
     ),
     (

@@ -60,6 +60,15 @@ def check_tokens(node: Node, role: str) -> None:
             given=f"something made from the {role} input",
             way_out="only the mean of the keys moves all scores of a row alike: centre(k).",
         )
+    if isinstance(node, Similar) and _input_of(node.x).role == "value":
+        raise WrongStage(
+            where=node.where,
+            verb="similar",
+            argument="x",
+            wanted="queries or keys",
+            given="something made from the value input",
+            way_out="judge what is scored: similar(q, ...) or similar(k, ...).",
+        )
     if isinstance(node, State):
         _check_state(node)
     elif isinstance(node, Score):

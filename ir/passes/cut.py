@@ -10,6 +10,7 @@ from spcomp.ir import dims
 from spcomp.ir.launches import MergeLaunch
 from spcomp.ir.lowering.attend import Target, lower_attend
 from spcomp.ir.lowering.builder import PlanBuilder
+from spcomp.ir.lowering.unmade import refuse_unmade
 from spcomp.ir.nodes import Argument, Attend, Captured, Gather, Merge, Node
 from spcomp.ir.plan import Buffer, LoopOrder, Phase, Plan
 from spcomp.ir.program import Program
@@ -37,6 +38,7 @@ def cut(
              by slabs.
     Raises:  CannotLower.
     """
+    refuse_unmade(program)
     plan = PlanBuilder(phase, schedule, heads)
     plan.buffers["out"] = Buffer("out", (dims.B, dims.Hq, dims.Sq, dims.Dv), "data", "output")
     plan.buffers["lse"] = Buffer("lse", (dims.B, dims.Hq, dims.Sq), "float32", "output")

@@ -287,7 +287,7 @@ def test_gradients_flow_through_attention_alone() -> None:
 
 
 @pytest.mark.parametrize(("given", "said"), [
-    ({"gamma": 1.5}, "topp was given p = 1.5 of type float, where a share from 0 to 1 is needed"),
+    ({"gamma": 1.5}, "needed was given p = 1.5 of type float, where a share from 0 to 1 is needed"),
     ({"min_budget": 0}, "flexprefill was given min_budget = 0, which is below 1"),
     ({"max_budget": -1}, "flexprefill was given max_budget = -1, which is below 1"),
     ({"block": 0}, "flexprefill was given block = 0, which is below 1"),

@@ -17,6 +17,7 @@ from spcomp.ir.nodes import (
     Argument,
     Attend,
     Captured,
+    Centre,
     Covered,
     Diagonals,
     Downsample,
@@ -30,11 +31,13 @@ from spcomp.ir.nodes import (
     Merge,
     Needed,
     Node,
+    Permute,
     Probe,
     Region,
     Regroup,
     Score,
     Selection,
+    Similar,
     Sink,
     Softmax,
     State,
@@ -54,17 +57,24 @@ from spcomp.ir.types import types_of
 
 ProgramRule = Callable[[Program], list[str]]
 
-_TENSORS: tuple[type[Node], ...] = (Input, Downsample, Fold, State)
+_TOKENS: tuple[type[Node], ...] = (Input, Permute, Centre)
+_TENSORS: tuple[type[Node], ...] = (*_TOKENS, Downsample, Fold, State)
 _SCORES: tuple[type[Node], ...] = (Score, Softmax, Regroup, Sums)
 
 # What each operand of a stage may be.
 OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
-    (Downsample, "x"): (Input, Argument, Probe),
+    (Permute, "x"): (Input,),
+    (Permute, "order"): (Captured,),
+    (Centre, "x"): (Input, Permute),
+    (Similar, "x"): _TOKENS,
+    (Similar, "least_by_head"): (Captured,),
+    (Downsample, "x"): (*_TOKENS, Argument, Probe),
     (Probe, "x"): (Input,),
     (Fold, "x"): (Input,),
     (State, "value"): (Downsample,),
     (Score, "q"): (*_TENSORS, Argument, Probe),
     (Score, "k"): (*_TENSORS, Argument),
+    (Score, "among"): (Similar,),
     (Softmax, "scores"): (Score,),
     (Softmax, "over"): (Score,),
     (Regroup, "scores"): (Score, Softmax, Sums),
@@ -90,16 +100,17 @@ OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
     (MaskMod, "tables"): (Captured,),
     (Union, "parts"): (Selection,),
     (Intersect, "parts"): (Selection,),
-    (Region, "lists"): (TopK, TopP, Given, Diagonals, Covered, Alike),
+    (Region, "lists"): (TopK, TopP, Given, Similar, Diagonals, Covered, Alike),
     (Region, "tables"): (Captured,),
-    (Stream, "k"): (Input, Downsample, State),
-    (Stream, "v"): (Input, Downsample, State),
+    (Stream, "k"): (*_TOKENS, Downsample, State),
+    (Stream, "v"): (Input, Permute, Downsample, State),
     (Gather, "stream"): (Stream,),
     (Gather, "selection"): (Selection,),
-    (Attend, "q"): (Input,),
+    (Attend, "q"): (Input, Permute),
     (Attend, "streams"): (Gather, Stream),
     (Attend, "tables"): (Captured,),
     (Attend, "sinks"): (Captured,),
+    (Attend, "skip_by_head"): (Captured,),
     (Merge, "parts"): (Attend, Merge),
     (Merge, "gates"): (Captured, Argument),
     (Merge, "sinks"): (Captured,),
@@ -114,6 +125,7 @@ _LEAST: Mapping[tuple[type[Node], str], int] = {
     (Needed, "extra"): 0,
     (Needed, "per"): 1,
     (Needed, "least"): 0,
+    (Similar, "block"): 1,
     (Regroup, "rows"): 1,
     (Regroup, "block"): 1,
     (TopK, "k"): 0,

@@ -15,23 +15,22 @@ from dataclasses import dataclass
 from spcomp.errors import CannotLower, WrongStage
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
+from spcomp.ir.line_rules import check_offsets, check_ranked, check_tiling
 from spcomp.ir.nodes import (
     Alike,
     Argument,
     Attend,
     Captured,
-    Covered,
-    Diagonals,
+    Centre,
     Downsample,
     Fold,
     Gather,
     Given,
     Input,
-    Intersect,
-    Local,
     Merge,
     Needed,
     Node,
+    Permute,
     Probe,
     Regroup,
     Score,
@@ -40,14 +39,12 @@ from spcomp.ir.nodes import (
     State,
     Stream,
     Sums,
-    Switch,
     TopK,
     TopP,
-    Union,
-    children,
 )
 from spcomp.ir.nodes.score import SHARINGS
 from spcomp.ir.program import Program
+from spcomp.ir.token_rules import check_tokens
 from spcomp.ir.units import (
     TOKENS,
     probe_below,
@@ -99,6 +96,7 @@ def types_of(program: Program) -> dict[Node, Type]:
     """
     types: dict[Node, Type] = {}
     for node in program.stages():
+        check_tokens(node, role_of(node))
         types[node] = _type(node, types)
     return types
 
@@ -116,7 +114,7 @@ def role_of(node: Node) -> str:
 
 def source_of(node: Node) -> Node:
     """Give the input a tensor was made from, or the tensor itself."""
-    while isinstance(node, (Downsample, Fold, Probe, State)):
+    while isinstance(node, (Downsample, Fold, Permute, Centre, Probe, State)):
         node = node.value if isinstance(node, State) else node.x
     return node
 
@@ -130,8 +128,11 @@ def source_type(node: Node) -> TensorType:
     return TensorType(source.dims, source.dtype)
 
 
-def list_heads(node: Score | Softmax) -> Dim:
+def list_heads(node: Node) -> Dim:
     """Give the heads of the lists that a map of scores ranks."""
+    while isinstance(node, (Regroup, Sums)):
+        node = node.scores
+    assert isinstance(node, (Score, Softmax)), node
     score = score_below(node)
     heads = node.heads or score.heads
     sides = {"query": score.q, "group": score.k}
@@ -143,6 +144,8 @@ def _type(node: Node, types: dict[Node, Type]) -> Type:
         return INPUTS[node.role]
     if isinstance(node, (Captured, Argument)):
         return TensorType(node.dims, node.dtype)
+    if isinstance(node, (Permute, Centre)):
+        return types[node.x]
     if isinstance(node, Downsample):
         return _pooled(node, _tensor(types[node.x]))
     if isinstance(node, Fold):
@@ -160,9 +163,9 @@ def _type(node: Node, types: dict[Node, Type]) -> Type:
         return _regrouped(node, _tensor(types[node.scores]))
     if isinstance(node, (Sums, Needed, Alike)):
         return _of_a_map(node, types)
-    _check_offsets(node)
+    check_offsets(node)
     if isinstance(node, (TopK, TopP)):
-        _check_ranked(node)
+        check_ranked(node)
         scores = _tensor(types[node.scores])
         kept = dims.least(node.k, scores.dims[3]) if isinstance(node, TopK) else scores.dims[3]
         return SelectionType(TensorType((*scores.dims[:3], kept), "int32"))
@@ -287,7 +290,7 @@ def _regrouped(node: Regroup, scores: TensorType) -> TensorType:
     rows, units = rows_ranking(node.scores), units_ranked(node.scores)
     sums = sums_below(node)
     if sums is None:
-        _check_tiling(node, node.scores)
+        check_tiling(node, node.scores)
     if node.from_end and (sums is None or sums.along != "diagonals"):
         raise CannotLower(
             where=node.where,
@@ -348,74 +351,6 @@ def _agreement(node: Alike, p: TensorType, q: TensorType) -> TensorType:
             way_out="give both one row: sums along columns, or a score of a probe pooled to one.",
         )
     return TensorType(p.dims[:2], "bool")
-
-
-def _check_tiling(node: Node, scores: Node) -> None:
-    """Refuse rows of a probe where each query row needs its own."""
-    if probe_below(score_below(scores).q) is not None:
-        raise CannotLower(
-            where=node.where,
-            what="a list for each row of a probe",
-            why="the last rows of q do not tile the queries, so the other queries have no list",
-            way_out="sum the map first: column_sums() or diagonal_sums().",
-        )
-
-
-def _check_ranked(node: TopK | TopP) -> None:
-    sums = sums_below(node.scores)
-    if sums is None:
-        _check_tiling(node, node.scores)
-    elif any(isinstance(a, Local) for a in node.always):
-        raise CannotLower(
-            where=node.where,
-            what="local units in a list for all rows",
-            why="each query has its own unit, and this list is the same for all of them",
-            way_out="force sink(n) here, and join the window: topk(...) | window(n).",
-        )
-
-
-def _check_offsets(node: Node) -> None:
-    """Refuse a list of keys taken for offsets, and one of offsets taken for keys."""
-    if isinstance(node, Covered):
-        _check_cover(node)
-    if isinstance(node, Diagonals) and not _is_of_offsets(node.offsets):
-        raise CannotLower(
-            where=node.where,
-            what="diagonals named by a list of keys",
-            why="its entries are units of keys, not offsets",
-            way_out="choose from diagonal_sums().",
-        )
-    if isinstance(node, (Gather, Union, Intersect, Switch)):
-        for part in children(node):
-            if _is_of_offsets(part):
-                raise CannotLower(
-                    where=part.where,
-                    what="a list of offsets taken as keys",
-                    why="its entries say how far a key is from the query",
-                    way_out="write diagonals(topk(diagonal_sums(...), ...)).",
-                )
-
-
-def _check_cover(node: Covered) -> None:
-    """Refuse to cover lines that are not one token wide, or not the same for all rows."""
-    for name, part, along in (
-        ("columns", node.columns, "columns"),
-        ("offsets", node.offsets, "diagonals"),
-    ):
-        assert isinstance(part, (TopK, TopP))
-        sums = sums_below(part.scores)
-        if sums is None or sums.along != along or units_ranked(part.scores) != TOKENS:
-            raise CannotLower(
-                where=node.where,
-                what=f"covering {name} that are no list of tokens summed along {along}",
-                why="the cover is made of lines one token wide",
-                way_out=f"choose them from {along.removesuffix('s')}_sums(), not regrouped.",
-            )
-
-
-def _is_of_offsets(node: Node) -> bool:
-    sums = sums_below(node.scores) if isinstance(node, (TopK, TopP)) else None
-    return sums is not None and sums.along == "diagonals"
 
 
 def _attention(node: Node, types: dict[Node, Type]) -> Type:

@@ -21,9 +21,25 @@ from spcomp.errors import (
     ShapeMismatch,
     StrideTooLarge,
 )
+from spcomp.ir.dims import evaluate
 from spcomp.ir.expr import Expr, Lit, Load, bounds_of, walk
-from spcomp.ir.nodes import Attend, Captured, Given, MaskMod, Merge, Node, Switch
-from spcomp.ir.types import INPUTS
+from spcomp.ir.nodes import (
+    Attend,
+    Captured,
+    Given,
+    Input,
+    Local,
+    MaskMod,
+    Merge,
+    Node,
+    Permute,
+    Similar,
+    Sink,
+    Switch,
+    TopK,
+    TopP,
+)
+from spcomp.ir.types import INPUTS, list_heads
 
 _ROLES = {"q": "query", "k": "key", "v": "value"}
 _FORMS = {"q": "[B, Hq, Sq, D]", "k": "[B, Hkv, Skv, D]", "v": "[B, Hkv, Skv, Dv]"}
@@ -166,11 +182,13 @@ def check_masks(pattern: Pattern, env: Mapping[str, int], device: str) -> None:
             _given(node, pattern, env)
         if isinstance(node, Merge) and isinstance(node.gates, Captured):
             _gates(node, node.gates, pattern, env)
-        _by_head(node, env)
         for expr in _expressions(node):
             _tables(node, expr, pattern, env)
         if isinstance(node, (Attend, Merge)) and isinstance(node.sinks, Captured):
             _sinks(node, pattern.tensors[node.sinks.name], env)
+        _head_table(node, env)
+        if isinstance(node, Permute):
+            _order(node, env)
     for name, tensor in pattern.tensors.items():
         if str(tensor.device) != device:
             raise DeviceClash(
@@ -234,16 +252,51 @@ def _gates(node: Merge, held: Captured, pattern: Pattern, env: Mapping[str, int]
         raise LastStrideNotOne(where=node.where, name="gates", stride=tensor.stride(-1))
 
 
-def _by_head(node: Node, env: Mapping[str, int]) -> None:
-    """Refuse a table of one number a query head that was made for other heads."""
-    table = node.by if isinstance(node, Switch) else getattr(node, "by_head", None)
-    if isinstance(table, Captured) and table.dims != (env["Hq"],):
+_HEAD_TABLES: Mapping[type[Node], tuple[str, str]] = {
+    Sink: ("by_head", "count"),
+    Local: ("by_head", "count"),
+    Switch: ("by", "cases"),
+    TopK: ("k_from", "k"),
+    TopP: ("p_by_head", "p"),
+    Similar: ("least_by_head", "least"),
+    Attend: ("skip_by_head", "skip"),
+}
+"""The operand of a stage that may be a table of one number a head, and what it is a table of."""
+
+
+def _head_table(node: Node, env: Mapping[str, int]) -> None:
+    """Refuse a table of numbers, one a head, for other heads than those there are."""
+    field, name = _HEAD_TABLES.get(type(node), ("", ""))
+    table = getattr(node, field, None)
+    if not isinstance(table, Captured):
+        return
+    found, allowed = table.dims[0], {"Hq": env["Hq"]}
+    if isinstance(node, (TopK, TopP)):
+        heads = list_heads(node.scores)
+        allowed = {str(heads): evaluate(heads, env)}
+    elif isinstance(node, (Similar, Attend)):
+        allowed["Hkv"] = env["Hkv"]
+    if found not in allowed.values():
         raise ShapeMismatch(
             where=node.where,
-            left=f"a table for {table.dims[0]} heads",
-            right=f"q with {env['Hq']} heads",
-            problem="each query head needs one number",
-            way_out="build the pattern for the heads of this model.",
+            left=f"the table of {name} with {found} numbers",
+            right=f"q and k with Hq = {env['Hq']} and Hkv = {env['Hkv']}",
+            problem="it should have one for each of the "
+            + " or ".join(f"{symbol} = {count}" for symbol, count in allowed.items())
+            + " heads",
+            way_out="give a number for all heads, or a tensor of that length.",
+        )
+
+
+def _order(node: Permute, env: Mapping[str, int]) -> None:
+    assert isinstance(node.order, Captured) and isinstance(node.x, Input)
+    symbol = "Sq" if node.x.role == "query" else "Skv"
+    if node.order.dims[0] != env[symbol]:
+        raise MaskOfOtherLength(
+            where=node.where,
+            mask=f"the order that permutes {node.x.name}",
+            built=f"{node.order.dims[0]} tokens",
+            given=f"Sq = {env['Sq']} and Skv = {env['Skv']}",
         )
 
 

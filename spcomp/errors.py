@@ -86,6 +86,14 @@ class WrongStage(SpcompError):
     help = "{way_out}"
 
 
+class NotAPermutation(SpcompError):
+    message = (
+        "{verb} was given an order of {tokens} tokens that does not hold each of 0 to "
+        "{tokens} - 1 once: sorted, it differs from them at place {missing}."
+    )
+    help = "give each token one place, as torch.randperm(tokens) does."
+
+
 class ControlFlowOnData(SpcompError):
     message = (
         "'{callable}' branches on a value that is known only when the kernel runs ({expression})."

@@ -11,7 +11,7 @@ from spcomp.ir.dims import Dim
 from spcomp.ir.expr import FALSE, TRUE, Expr, Lit, Sym, conjunction, op
 from spcomp.ir.launches import PoolLaunch, ScoreLaunch, ScoreRule, SelectLaunch, TopKLaunch
 from spcomp.ir.lowering.builder import PlanBuilder, rows_of
-from spcomp.ir.lowering.unmade import refuse_unmade
+from spcomp.ir.lowering.unmade import refuse_unmade_list
 from spcomp.ir.nodes import (
     Argument,
     Captured,
@@ -55,7 +55,7 @@ class Pooled:
 def lower_list(plan: PlanBuilder, selection: Node) -> ListRef:
     """Give the list of a TopK or a Given, adding its launches once."""
     if selection not in plan.made:
-        refuse_unmade(selection)
+        refuse_unmade_list(selection)
         plan.made[selection] = (
             _given(plan, selection) if isinstance(selection, Given) else _topk(plan, selection)
         )

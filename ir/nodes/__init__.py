@@ -22,6 +22,7 @@ from spcomp.ir.nodes.select import (
     TopP,
     Union,
 )
+from spcomp.ir.nodes.tokens import Centre, Permute, Similar
 
 __all__ = [
     "Alike",
@@ -29,6 +30,7 @@ __all__ = [
     "Attend",
     "Captured",
     "Causal",
+    "Centre",
     "Covered",
     "Diagonals",
     "Downsample",
@@ -43,11 +45,13 @@ __all__ = [
     "Merge",
     "Needed",
     "Node",
+    "Permute",
     "Probe",
     "Region",
     "Regroup",
     "Score",
     "Selection",
+    "Similar",
     "Sink",
     "Softmax",
     "State",
@@ -68,6 +72,8 @@ NODES: dict[str, type[Node]] = {
         Input,
         Captured,
         Argument,
+        Permute,
+        Centre,
         Downsample,
         Fold,
         State,
@@ -89,6 +95,7 @@ NODES: dict[str, type[Node]] = {
         Causal,
         Everything,
         MaskMod,
+        Similar,
         Union,
         Intersect,
         Region,

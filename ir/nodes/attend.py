@@ -8,6 +8,9 @@ from typing import Literal
 from spcomp.ir.expr import Expr
 from spcomp.ir.nodes.base import Node
 
+Quantisation = Literal["int8"]
+QUANTISATIONS: tuple[Quantisation, ...] = ("int8",)
+
 
 @dataclass(frozen=True, slots=True)
 class Stream(Node):
@@ -40,7 +43,17 @@ class Attend(Node):
     sees no key gives 0 and -inf. Streams do not deduplicate against each other. scale None means
     1/sqrt(D). `score_mod` changes the scaled logit; it reads (score, b, h, q, k). `sinks` [Hq] are
     logits that join the denominator and have no value: out is multiplied by sigmoid(lse - sink),
-    lse leaves them out."""
+    lse leaves them out.
+
+    `tile` = (query rows, key tokens) cuts the pairs of a head from row 0 and key 0 on; a tile is
+    visited iff the selection holds one of its pairs. A number or table (f32 [Hq] or [Hkv], 0 or
+    more) of `skip` leaves tiles out: the visited tiles of a row of tiles are taken by ascending
+    keys, and one is dropped from out and from lse iff in each of its query rows its highest logit,
+    in units of log 2, is at least `skip` below the highest of the tiles before it; the last visited
+    tile is never dropped (SpargeAttn, arXiv:2502.18137, section 3.4). `quantise` "int8" takes the
+    products from whole numbers: each block of tile[0] rows of q and of tile[1] keys is divided by
+    delta = max|x| / 127 + 1e-7 and rounded, halves away from zero; the product of the numbers is
+    multiplied by both deltas (SageAttention, arXiv:2410.02367). It has no gradient."""
 
     q: Node
     streams: tuple[Node, ...]
@@ -49,6 +62,15 @@ class Attend(Node):
     score_mod: Expr | None = None
     tables: tuple[Node, ...] = ()
     sinks: Node | None = None
+    tile: tuple[int, int] | None = None
+    skip: float | None = None
+    skip_by_head: Node | None = None
+    quantise: Quantisation | None = None
+
+    @property
+    def skips(self) -> bool:
+        """Whether tiles may be left out."""
+        return self.skip is not None or self.skip_by_head is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,10 @@ class Score(Node):
     A k side that is a minmax pair gives the upper bound sum_d max(q_d*max_d, q_d*min_d) (Quest,
     arXiv:2406.10774), otherwise the dot product. Scores of the heads that share a list are joined
     by `reduce`, then multiplied by `scale`. With `causal`, a unit is a candidate of a row iff the
-    last token of the unit is not later than the row's last query (position row + Skv - Sq)."""
+    last token of the unit is not later than the row's last query (position row + Skv - Sq); with
+    `begun`, iff its first token is not. `among` narrows the candidates to the units whose tokens
+    are alike (a `Similar` of keys in the units of the k side); scores that are regrouped, or summed
+    along lines, count the units left out as no candidates, and all they make of them are."""
 
     q: Node
     k: Node
@@ -33,6 +36,8 @@ class Score(Node):
     causal: bool = True
     heads: HeadSharing = "query"
     reduce: Reduction = "mean"
+    begun: bool = False
+    among: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)

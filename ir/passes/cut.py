@@ -10,6 +10,7 @@ from spcomp.ir import dims
 from spcomp.ir.launches import MergeLaunch
 from spcomp.ir.lowering.attend import Target, lower_attend
 from spcomp.ir.lowering.builder import PlanBuilder
+from spcomp.ir.lowering.unmade import refuse_unmade_stages
 from spcomp.ir.nodes import Argument, Attend, Captured, Gather, Merge, Node
 from spcomp.ir.plan import Buffer, LoopOrder, Phase, Plan
 from spcomp.ir.program import Program
@@ -39,6 +40,7 @@ def cut(
              by slabs.
     Raises:  CannotLower.
     """
+    refuse_unmade_stages(program)
     plan = PlanBuilder(phase, schedule, heads, is_packed=is_packed)
     rows = plan.whole((dims.B, dims.Hq, dims.Sq))
     plan.buffers["out"] = Buffer("out", (*rows, dims.Dv), "data", "output")

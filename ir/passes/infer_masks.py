@@ -22,6 +22,7 @@ from spcomp.ir.nodes import (
     Merge,
     Node,
     Region,
+    Similar,
     Sink,
     Stream,
     Switch,
@@ -31,6 +32,7 @@ from spcomp.ir.nodes import (
 )
 from spcomp.ir.nodes.base import rebuild
 from spcomp.ir.program import Program
+from spcomp.ir.types import role_of
 from spcomp.ir.units import TOKENS, Units, position, units_of, units_ranked
 
 
@@ -89,8 +91,9 @@ class _Builder:
             for part in parts[1:]:
                 result = op(name, result, part)
             return result
-        if isinstance(selection, (TopK, TopP, Given)):
-            self._check_units(selection)
+        if isinstance(selection, (TopK, TopP, Given, Similar)):
+            if not (isinstance(selection, Similar) and role_of(selection.x) == "query"):
+                self._check_units(selection)
             return self._flag(selection)
         if isinstance(selection, Switch):
             return self._switch(selection)
@@ -154,7 +157,7 @@ class _Builder:
                 way_out="gather them from k and v themselves.",
             )
 
-    def _check_units(self, selection: TopK | TopP | Given) -> None:
+    def _check_units(self, selection: TopK | TopP | Given | Similar) -> None:
         unit = list_unit(selection)
         if unit.block != unit.stride:
             raise CannotLower(
@@ -179,5 +182,7 @@ def list_unit(selection: Node) -> Units:
     """Give the units a list's indices stand for, in tokens."""
     if isinstance(selection, Given):
         return Units(selection.block_k, selection.block_k)
+    if isinstance(selection, Similar):
+        return Units(selection.block, selection.block)
     assert isinstance(selection, (TopK, TopP))
     return units_ranked(selection.scores)

@@ -1,1 +1,2 @@
-"""What is chosen offline, once a model: searches, and the files that carry their results."""
+"""What is chosen offline, once a model: searches over samples of its tensors, and the files, our
+own and those of others, that carry their results."""

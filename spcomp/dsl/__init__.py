@@ -26,6 +26,7 @@ from spcomp.dsl.selections import (
     sink,
     window,
 )
+from spcomp.dsl.tokens import centre, permute, similar
 from spcomp.dsl.verbs import attend, cached, downsample, fold, gather, merge, stream
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "block_mask",
     "cached",
     "causal",
+    "centre",
     "column_sums",
     "covered",
     "diagonal_sums",
@@ -53,9 +55,11 @@ __all__ = [
     "own",
     "pattern",
     "per_head",
+    "permute",
     "probe",
     "regroup",
     "score",
+    "similar",
     "sink",
     "softmax",
     "stream",

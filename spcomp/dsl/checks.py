@@ -49,6 +49,19 @@ def share(verb: str, name: str, value: Any) -> float:
     return held
 
 
+def pair(verb: str, name: str, value: Any, wanted: str) -> None:
+    """Check that a value is a pair."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise NotANumber(
+            where=user_line(),
+            verb=verb,
+            name=name,
+            value=value,
+            kind=type(value).__name__,
+            wanted=wanted,
+        )
+
+
 def choice(verb: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Check that a value is one of the names offered."""
     if value not in choices:

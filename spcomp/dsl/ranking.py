@@ -15,16 +15,19 @@ from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.nodes import (
     Argument,
+    Centre,
     Downsample,
     Fold,
     Input,
     Local,
     Needed,
     Node,
+    Permute,
     Probe,
     Regroup,
     Score,
     Selection,
+    Similar,
     Sink,
     Softmax,
     State,
@@ -37,7 +40,7 @@ from spcomp.ir.nodes.score import JOININGS, REDUCTIONS, SHARINGS
 from spcomp.ir.nodes.select import CROSSINGS, EXTENTS
 from spcomp.ir.units import units_ranked
 
-_SIDES = (Input, Argument, Downsample, Fold, Probe, State)
+_SIDES = (Input, Argument, Permute, Centre, Downsample, Fold, Probe, State)
 _SCORES = (Score, Softmax, Regroup, Sums)
 
 
@@ -49,6 +52,7 @@ def score(
     mask: str | None = "causal",
     heads: str = "query",
     reduce: str = "mean",
+    among: Node | None = None,
 ) -> Score:
     """Score units of keys for rows of queries, in float32.
 
@@ -57,8 +61,11 @@ def score(
     units serve as many heads of the rows each. By a "minmax" pair the score is the upper bound of
     q·k inside the unit, otherwise the dot product. heads: who shares one list, "query" (each query
     head its own), "group" (the heads of a KV head) or "all"; `reduce` joins their scores. mask
-    "causal" leaves out units whose last token is later than the row's last query.
-    Raises: UnknownChoice, NotANumber, WrongStage.
+    "causal" leaves out units whose last token is later than the row's last query, "begun" only
+    those whose first token is. among: the keys in blocks that are alike, similar(k, ...); other
+    units are no candidates.
+    Raises: UnknownChoice, NotANumber, WrongStage; CannotLower, when the pattern is compiled, where
+    the units and the blocks differ.
     """
     check.stage("score", "q", q, _SIDES, "q or a downsample() of q", "score(q, downsample(k, ...))")
     check.stage(
@@ -69,12 +76,24 @@ def score(
         "k or a downsample() of k",
         "score(q, downsample(k, ...))",
     )
-    check.choice("score", "mask", mask, ("causal", None))  # type: ignore[arg-type]
+    check.choice("score", "mask", mask, ("causal", "begun", None))  # type: ignore[arg-type]
     check.choice("score", "heads", heads, SHARINGS)
     check.choice("score", "reduce", reduce, REDUCTIONS)
     scale = check.number("score", "scale", scale)
-    line = user_line()
-    return Score(q, units, scale, mask == "causal", heads, reduce, where=line)  # type: ignore[arg-type]
+    if among is not None:
+        way_out = "score(q, units, among=similar(k, ...))"
+        check.stage("score", "among", among, (Similar,), "a similar() of keys", way_out)
+    return Score(
+        q,
+        units,
+        scale,
+        mask is not None,
+        heads,  # type: ignore[arg-type]
+        reduce,  # type: ignore[arg-type]
+        begun=mask == "begun",
+        among=among,
+        where=user_line(),
+    )
 
 
 def softmax(
@@ -167,12 +186,14 @@ def topk(
     k: Any = None,
     fraction: float | None = None,
     always: Selection | Sequence[Selection] = (),
+    round: str = "up",
 ) -> TopK:
     """Keep the best units of each row; ties go to the lower index.
 
-    Give `k`, the number of units, or `fraction`, a share of all units in (0, 1]. k is a number, an
-    int32 tensor with one for each head of the list, or a needed(). `always` (sink and local,
-    counted in units) is kept whatever the score and counts towards k.
+    Give `k`, the number of units, or `fraction`, a share of all units in (0, 1], rounded "up" or
+    "down", and then to 1 at least. k is a number, an int32 tensor with one for each head of the
+    list, or a needed(). `always` (sink and local, counted in units) is kept whatever the score and
+    counts towards k.
     Raises: NegativeCount, NotANumber, WrongStage; ForcedSetTooLarge when the pattern is compiled.
     """
     check.stage(
@@ -184,6 +205,7 @@ def topk(
         "topk(score(q, units), k=8)",
     )
     unit = unit_stride(scores)
+    check.choice("topk", "round", round, ("up", "down"))
     parts = _anchors(always, unit)
     if isinstance(k, Needed):
         every = dims.ceildiv(dims.Skv, unit)
@@ -192,14 +214,15 @@ def topk(
     if hasattr(k, "shape"):
         table, most = captured_counts("topk", "k", k, least=_forced(parts))
         return TopK(scores, most, parts, table, where=user_line())
-    return TopK(scores, _amount(k, fraction, unit), parts, where=user_line())
+    amount = _amount(k, fraction, unit, round == "up")
+    return TopK(scores, amount, parts, where=user_line())
 
 
 def _forced(parts: tuple[Selection, ...]) -> int:
     return sum(p.count for p in parts if isinstance(p, (Sink, Local)))
 
 
-def _amount(k: Any, fraction: float | None, unit: int) -> Dim:
+def _amount(k: Any, fraction: float | None, unit: int, up: bool) -> Dim:
     if (k is None) == (fraction is None):
         raise NotANumber(
             where=user_line(),
@@ -222,7 +245,11 @@ def _amount(k: Any, fraction: float | None, unit: int) -> Dim:
             wanted="a share above 0 and at most 1",
         )
     ratio = Fraction(share).limit_denominator(1 << 16)
-    return dims.ceildiv(dims.ceildiv(dims.Skv, unit) * ratio.numerator, ratio.denominator)
+    wanted = dims.ceildiv(dims.Skv, unit) * ratio.numerator
+    if up:
+        return dims.ceildiv(wanted, ratio.denominator)
+    # floor(a / b) is ceil((a + 1) / b) - 1.
+    return dims.largest(1, dims.ceildiv(wanted + 1, ratio.denominator) - 1)
 
 
 def unit_stride(scores: Node) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import spcomp.dsl.checks as check
 from spcomp.dsl.recording import Recording, current, user_line
 from spcomp.dsl.trace import trace_mask_mod
-from spcomp.errors import NegativeCount, ShapeMismatch, WrongStage
+from spcomp.errors import NegativeCount, NotAPermutation, ShapeMismatch, WrongStage
 from spcomp.ir.nodes import Captured, Causal, Everything, Given, Local, MaskMod, Selection, Sink
 
 if TYPE_CHECKING:
@@ -169,6 +169,29 @@ def captured_counts(verb: str, name: str, tensor: Any, *, least: int) -> tuple[C
             counts="units of one head",
         )
     return table, max(counts, default=0)
+
+
+def captured_order(verb: str, order: Any) -> Captured:
+    """Take an integer tensor of rank 1 that holds each of its places once, as a table.
+
+    Raises: NotAPermutation, ShapeMismatch, WrongStage.
+    """
+    shape = list(getattr(order, "shape", []))
+    kind = str(getattr(order, "dtype", type(order).__name__)).removeprefix("torch.")
+    if len(shape) != 1 or kind not in ("int32", "int64"):
+        raise ShapeMismatch(
+            where=user_line(),
+            left=f"{verb}'s order of shape {shape} in {kind}",
+            right="one place a token, [S] in int32 or int64",
+            problem=f"{len(shape)} dimensions" if len(shape) != 1 else f"its dtype is {kind}",
+            way_out="give a tensor such as torch.randperm(tokens).",
+        )
+    places = order.new_ones(shape).cumsum(0) - 1
+    wrong = (order.sort().values != places).nonzero()
+    if len(wrong):
+        missing = int(places[wrong[0, 0]])
+        raise NotAPermutation(where=user_line(), verb=verb, tokens=shape[0], missing=missing)
+    return _record(verb).capture(order)
 
 
 def _is_block_mask(value: Any) -> bool:

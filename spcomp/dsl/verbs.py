@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import spcomp.dsl.checks as check
 from spcomp.dsl.recording import Recording, current, user_line
 from spcomp.dsl.selections import as_selection
+from spcomp.dsl.tokens import number_or_row
 from spcomp.dsl.trace import trace_score_mod
 from spcomp.errors import WrongStage
 from spcomp.ir.nodes import (
     Argument,
     Attend,
     Captured,
+    Centre,
     Downsample,
     Fold,
     Gather,
@@ -21,18 +24,20 @@ from spcomp.ir.nodes import (
     Intersect,
     Merge,
     Node,
+    Permute,
     Probe,
     Selection,
     State,
     Stream,
 )
+from spcomp.ir.nodes.attend import QUANTISATIONS
 from spcomp.ir.nodes.downsample import POOLINGS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Mask = Selection | Literal["causal"] | None
-_TENSORS = (Input, Downsample, State)
+_TENSORS = (Input, Permute, Centre, Downsample, State)
 _SIDES = "q, k, v or a downsample() of one"
 
 
@@ -118,6 +123,9 @@ def attend(
     scale: float | None = None,
     score_mod: Callable[..., Any] | None = None,
     sinks: Tensor | None = None,
+    tile: tuple[int, int] | None = None,
+    skip: Any = None,
+    quantise: str | None = None,
 ) -> Attend:
     """Softmax attention over the gathered keys; one softmax over all streams.
 
@@ -128,9 +136,16 @@ def attend(
     gpt-oss, 2025): out is multiplied by sigmoid(lse - sink), and the LSE leaves it out. A sink of
     -inf is none, one of +inf gives 0. Result [B,Hq,Sq,Dv] in q's dtype; a row that sees no key
     gives 0 and LSE -inf.
-    Raises: WrongStage when the parts do not fit together.
+
+    tile: (query rows, key tokens) of the tiles that `skip` and `quantise` speak of. skip: leave out
+    a tile when each row's highest logit in it, in units of log 2, is at least this far below the
+    highest of the tiles before it; a number, 0 or more, or a float32 tensor with one for each query
+    or KV head. quantise: "int8" multiplies q and k in whole numbers, one scale for the rows of q,
+    and one for the keys, of a tile. `ir/nodes/attend.py` has both to the bit.
+    Raises: WrongStage when the parts do not fit together; NegativeCount, NotANumber, ShapeMismatch,
+    UnknownChoice; CannotLower, when the pattern is compiled, for tiles of several streams.
     """
-    check.stage("attend", "q", q, (Input,), "q", "attend(q, ...)")
+    check.stage("attend", "q", q, (Input, Permute), "q", "attend(q, ...)")
     streams = _streams(k, v)
     causal = mask == "causal" if isinstance(mask, str) or mask is None else False
     if isinstance(mask, str):
@@ -140,8 +155,34 @@ def attend(
         streams = tuple(_narrow(s, rule) for s in streams)
     traced, tables = (None, ()) if score_mod is None else trace_score_mod(score_mod)
     number = None if scale is None else check.number("attend", "scale", scale)
-    held = _sinks("attend", sinks)
-    return Attend(q, streams, causal, number, traced, tables, held, where=user_line())
+    least, by_head = (None, None) if skip is None else _distance(skip)
+    if quantise is not None:
+        check.choice("attend", "quantise", quantise, QUANTISATIONS)
+    return Attend(
+        q,
+        streams,
+        causal,
+        number,
+        traced,
+        tables,
+        _sinks("attend", sinks),
+        tile=None if tile is None else _tile(tile),
+        skip=least,
+        skip_by_head=by_head,
+        quantise=quantise,  # type: ignore[arg-type]
+        where=user_line(),
+    )
+
+
+def _distance(skip: Any) -> tuple[float | None, Node | None]:
+    return number_or_row("attend", "skip", skip, (0.0, math.inf), "a number of 0 or more")
+
+
+def _tile(tile: Any) -> tuple[int, int]:
+    wanted = "a pair of (query rows, key tokens)"
+    check.pair("attend", "tile", tile, wanted)
+    rows, keys = (check.count("attend", "tile", n, least=1, counts="tokens") for n in tile)
+    return rows, keys
 
 
 def _sinks(verb: str, sinks: Tensor | None) -> Captured | None:

@@ -149,9 +149,9 @@ LAUNCHES = (
     "WarpsLaunch, GatherLaunch, InvertLaunch, KeysLaunch, MergeLaunch"
 )
 STAGES = (
-    "Input, Captured, Argument, Downsample, Fold, State, Score, Softmax, Regroup, Probe, Sums, "
-    "Needed, Alike, TopK, TopP, Diagonals, Covered, Switch, Given, Sink, Local, Causal, "
-    "Everything, MaskMod, Union, Intersect, Region, Stream, Gather, Attend, Merge"
+    "Input, Captured, Argument, Permute, Centre, Downsample, Fold, State, Score, Softmax, Regroup, "
+    "Probe, Sums, Needed, Alike, TopK, TopP, Diagonals, Covered, Switch, Given, Sink, Local, "
+    "Causal, Everything, MaskMod, Similar, Union, Intersect, Region, Stream, Gather, Attend, Merge"
 )
 WRONG_PROGRAMS = [
     ("", "line 1 of the IR text holds no program: ", 0),
@@ -221,7 +221,8 @@ WRONG_PROGRAMS = [
     ),
     (
         HEAD + "%1 = Sink(count=1)\n%2 = Downsample(x=%1, block=4, stride=4)",
-        "gives Downsample.x a Sink, where a Input or Argument or Probe is needed",
+        "gives Downsample.x a Sink, where a Input or Permute or Centre or Argument or Probe is "
+        "needed",
         4,
     ),
     (

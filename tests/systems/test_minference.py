@@ -290,7 +290,7 @@ def test_bad_arguments_are_refused_with_their_figures(given: dict[str, object], 
 def test_tables_for_other_heads_are_refused(given: dict[str, object]) -> None:
     with pytest.raises(sp.SpcompError) as caught:
         sp.compile(minference(**given), backend="reference")(*tensors((1, 2, 1, 8, 8, 8)))
-    assert "a table for 3 heads" in str(caught.value)
+    assert "with 3 numbers and q and k with Hq = 2" in str(caught.value)
 
 
 @pytest.mark.parametrize(("kind", "what"), [

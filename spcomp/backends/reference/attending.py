@@ -10,9 +10,12 @@ from torch import Tensor
 from spcomp.backends.reference.call import Call, single, stream_of
 from spcomp.backends.reference.expressions import Values, evaluate
 from spcomp.backends.reference.selecting import Chunk, mask_of, symbols
+from spcomp.backends.reference.tiles import integer_products, skipped, whole_tiles
+from spcomp.backends.reference.tokens import by_head, mean_token
 from spcomp.errors import CannotLower
 from spcomp.ir.expr import Expr
-from spcomp.ir.nodes import Attend, Causal, Gather, Merge, Node
+from spcomp.ir.nodes import Attend, Causal, Centre, Gather, Merge, Node
+from spcomp.ir.token_rules import permutation_of
 
 Result = tuple[Tensor, Tensor]
 """out [B,Hq,R,Dv] in the dtype of the computation, and lse [B,Hq,R], natural log."""
@@ -33,15 +36,31 @@ def result_of(node: Node, call: Call, start: int, stop: int) -> Result:
 
 
 def _attend(node: Attend, call: Call, start: int, stop: int) -> Result:
-    q = single(node.q, call.value(node.q))[:, :, start:stop].to(call.dtype)
+    first, end = whole_tiles(node, start, stop, call.env["Sq"])
     logits, values = [], []
     for part in node.streams:
-        stream, chunk = stream_of(part), _chunk(part, node, call, start, stop)
-        keys, held = (single(n, call.wide(n))[:, :, : chunk.keys] for n in (stream.k, stream.v))
-        hidden = ~visible(part, node, chunk)
-        logits.append(_logits(node, q, keys, chunk).masked_fill_(hidden, -torch.inf))
-        values.append(held)
+        stream, chunk = stream_of(part), _chunk(part, node, call, first, end)
+        held = visible(part, node, chunk)
+        logits.append(_seen_logits(part, node, chunk, held)[:, :, start - first : stop - first])
+        values.append(single(stream.v, call.wide(stream.v))[:, :, : chunk.keys])
     return softmax(torch.cat(logits, dim=-1) if len(logits) > 1 else logits[0], values)
+
+
+def _seen_logits(part: Node, node: Attend, chunk: Chunk, held: Tensor) -> Tensor:
+    """Give the logits of one stream for whole tiles of rows, -inf where nothing is attended to."""
+    logits = _logits(part, node, chunk).masked_fill_(~held, -torch.inf)
+    if not node.skips:
+        return logits
+    return logits.masked_fill(_skipped(node, chunk, logits, held), -torch.inf)
+
+
+def _skipped(node: Attend, chunk: Chunk, logits: Tensor, held: Tensor) -> Tensor:
+    distance: float | Tensor | None = node.skip
+    if node.skip_by_head is not None:
+        table = chunk.call.tensor(node.skip_by_head).to(logits.dtype)[None, :, None, None]
+        distance = by_head(table, logits.shape[1], "a distance to skip at")
+    assert distance is not None and node.tile is not None
+    return skipped(logits, held, node.tile, distance)
 
 
 def _chunk(part: Node, node: Attend, call: Call, start: int, stop: int) -> Chunk:
@@ -67,9 +86,18 @@ def _everything(chunk: Chunk) -> Tensor:
     return torch.ones(1, 1, 1, chunk.keys, dtype=torch.bool, device=chunk.call.device)
 
 
-def _logits(node: Attend, q: Tensor, keys: Tensor, chunk: Chunk) -> Tensor:
+def _logits(part: Node, node: Attend, chunk: Chunk) -> Tensor:
     """Give the logits of one stream after the score hook, [B,Hq,R,N]."""
-    logits = scaled_products(q, keys, node.scale)
+    call, keys = chunk.call, stream_of(part).k
+    q = single(node.q, call.value(node.q))[:, :, chunk.start : chunk.stop].to(call.dtype)
+    held = single(keys, call.wide(keys))
+    if node.quantise:
+        scale = q.shape[-1] ** -0.5 if node.scale is None else node.scale
+        logits = integer_products(node, q, held)[..., : chunk.keys] * scale
+    else:
+        logits = scaled_products(q, held[:, :, : chunk.keys], node.scale)
+    if isinstance(keys, Centre):
+        logits = logits + scaled_products(q, mean_token(call.tensor(keys.x)), node.scale)
     if node.score_mod is None:
         return logits
     return hooked(node.score_mod, logits, symbols(chunk), chunk.call.tensors)
@@ -156,8 +184,16 @@ def gated(parts: list[Result], gates: Tensor) -> Result:
     return out, merged(parts)[1]
 
 
+def places(call: Call, node: Node) -> Tensor | None:
+    """Give the place that each token has in the order of what a stage reads; None if as they
+    came."""
+    stage = permutation_of(node)
+    return None if stage is None else call.tensor(stage.order).long().argsort()
+
+
 def pairs_of(node: Node, call: Call, start: int, stop: int) -> Tensor:
-    """Give the (query, key) pairs a result reads for rows [start, stop): bool [B,Hq,R,Skv].
+    """Give the (query, key) pairs a result reads for rows [start, stop): bool [B,Hq,R,Skv], the
+    rows in the order that q has, the keys as they came.
 
     Raises: CannotLower for a stream of units, whose entries are no tokens.
     """
@@ -169,7 +205,8 @@ def pairs_of(node: Node, call: Call, start: int, stop: int) -> Tensor:
         return pairs
     assert isinstance(node, Attend), node
     for part in node.streams:
-        chunk = _chunk(part, node, call, start, stop)
+        first, end = whole_tiles(node, start, stop, call.env["Sq"])
+        chunk = _chunk(part, node, call, first, end)
         if chunk.grid.count != call.env["Skv"] or chunk.grid.stride != 1:
             raise CannotLower(
                 where=part.where,
@@ -177,5 +214,12 @@ def pairs_of(node: Node, call: Call, start: int, stop: int) -> Tensor:
                 why="its entries are pooled from several tokens",
                 way_out="ask for the mask of the streams of tokens alone",
             )
-        pairs[..., : chunk.keys] |= visible(part, node, chunk)
+        held = visible(part, node, chunk)
+        if node.skips:
+            logits = _logits(part, node, chunk).masked_fill_(~held, -torch.inf)
+            held = held & ~_skipped(node, chunk, logits, held)
+        rows = slice(start - first, stop - first)
+        held = held.expand(shape[0], shape[1], end - first, chunk.keys)[:, :, rows]
+        back = places(call, stream_of(part))
+        pairs[..., : chunk.keys] |= held if back is None else held[..., back]
     return pairs

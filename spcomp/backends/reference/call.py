@@ -17,19 +17,23 @@ from spcomp.backends.reference.pooling import (
     pooled_grid,
     token_grid,
 )
+from spcomp.backends.reference.tokens import by_head, centred, similarity
 from spcomp.errors import CannotLower, MissingTensor
 from spcomp.ir import dims
 from spcomp.ir.nodes import (
     Argument,
     Attend,
     Captured,
+    Centre,
     Downsample,
     Fold,
     Gather,
     Input,
     Node,
+    Permute,
     Probe,
     Score,
+    Similar,
     State,
     Stream,
 )
@@ -83,6 +87,7 @@ class Call:
         self._wide: dict[Node, Pooled] = {}
         # What all rows share and selections read: sums along lines, counts, choices of the head.
         self.known: dict[Node, Tensor] = {}
+        self._alike: dict[Node, Tensor] = {}
         for node in stages:
             self._prepare(node)
 
@@ -90,6 +95,10 @@ class Call:
         if isinstance(node, (Downsample, State)):
             self.value(node)
             self.grid(node)
+        elif isinstance(node, (Centre, Permute)):
+            self.value(node)
+        elif isinstance(node, Similar):
+            self.alike(node)
         elif isinstance(node, Score):
             self.wide(node.k)
         elif isinstance(node, Attend):
@@ -122,12 +131,35 @@ class Call:
         if isinstance(node, Probe):
             q = self.tensor(node.x)
             return q[:, :, max(0, q.shape[2] - node.rows) :], None
+        if isinstance(node, (Centre, Permute)):
+            if node not in self._values:
+                self._values[node] = self._retaken(node), None
+            return self._values[node]
         assert isinstance(node, Downsample), node
         if node not in self._values:
             count = self.grid(node).count
             x, padded = self.tensor(node.x), node.tail == "pad"
             self._values[node] = pool(x, node.by, node.block, node.stride, count, padded)
         return self._values[node]
+
+    def _retaken(self, node: Centre | Permute) -> Tensor:
+        x = self.tensor(node.x)
+        return centred(x) if isinstance(node, Centre) else x[:, :, self.tensor(node.order).long()]
+
+    def alike(self, node: Similar) -> Tensor:
+        """Tell which blocks of a similar() are alike, bool [B,H,U]; H is Hq, or Hkv for keys that
+        are judged once for the heads of a group. Negation is left to the reader."""
+        if node not in self._alike:
+            values = similarity(self.tensor(node.x), node.block)
+            least: float | Tensor | None = node.least
+            if node.least_by_head is not None:
+                table = self.tensor(node.least_by_head).to(values.dtype)[None, :, None]
+                heads = max(table.shape[1], values.shape[1])
+                values = by_head(values, heads, "blocks that are judged")
+                least = by_head(table, heads, "a least similarity")
+            assert least is not None
+            self._alike[node] = values > least
+        return self._alike[node]
 
     def _state(self, node: State) -> Pooled:
         """Read a state that is kept, or make its value."""

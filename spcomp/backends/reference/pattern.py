@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from spcomp.backends.reference.attending import Result, pairs_of, result_of
+from spcomp.backends.reference.attending import Result, pairs_of, places, result_of
 from spcomp.backends.reference.call import Call
 from spcomp.backends.reference.scoring import row_grid
 from spcomp.backends.reference.selecting import kept_units
@@ -51,7 +51,9 @@ def run_program(
         out, lse = _result(call, start, stop)
         outs.append(out)
         lses.append(lse)
-    return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
+    out, lse = torch.cat(outs, dim=2), torch.cat(lses, dim=2)
+    back = places(call, program.result)
+    return (out, lse) if back is None else (out[:, :, back], lse[:, :, back])
 
 
 def _result(call: Call, start: int, stop: int) -> Result:
@@ -66,11 +68,14 @@ def _result(call: Call, start: int, stop: int) -> Result:
 
 
 def _chunks(call: Call, chunk_rows: int | None) -> Iterator[tuple[int, int]]:
-    env = call.env
-    row = env["B"] * env["Hq"] * max(env["Skv"], 1)
-    size = chunk_rows or min(max(LOGITS_AT_ONCE // row, 1), ROWS_AT_ONCE)
-    for start in range(0, env["Sq"], size):
-        yield start, min(start + size, env["Sq"])
+    size, rows = chunk_rows or _chunk_rows(call), call.env["Sq"]
+    for start in range(0, rows, size):
+        yield start, min(start + size, rows)
+
+
+def _chunk_rows(call: Call) -> int:
+    row = call.env["B"] * call.env["Hq"] * max(call.env["Skv"], 1)
+    return min(max(LOGITS_AT_ONCE // row, 1), ROWS_AT_ONCE)
 
 
 @torch.no_grad()
@@ -81,7 +86,18 @@ def selection_mask(program: Program, inputs: Mapping[str, Tensor], rows: slice) 
     """
     call = Call(program, inputs)
     start, stop, _ = rows.indices(call.env["Sq"])
-    return pairs_of(program.result, call, start, stop)
+    back = places(call, program.result)
+    if back is None:
+        return pairs_of(program.result, call, start, stop)
+    wanted = back[start:stop]
+    found = [
+        pairs_of(program.result, call, a, b)[:, :, wanted[(wanted >= a) & (wanted < b)] - a]
+        for a, b in _chunks(call, None)
+    ]
+    # Chunk by chunk they come by place; the rows asked for come by their own number.
+    return torch.cat(found, dim=2)[
+        :, :, (wanted // _chunk_rows(call)).argsort(stable=True).argsort()
+    ]
 
 
 @torch.no_grad()
@@ -92,7 +108,9 @@ def to_mask(program: Program, inputs: Mapping[str, Tensor]) -> Tensor:
     """
     call = Call(program, inputs)
     chunks = _chunks(call, None)
-    return torch.cat([pairs_of(program.result, call, a, b) for a, b in chunks], dim=2)
+    pairs = torch.cat([pairs_of(program.result, call, a, b) for a, b in chunks], dim=2)
+    back = places(call, program.result)
+    return pairs if back is None else pairs[:, :, back]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from spcomp.backends.reference.call import Call, single
 from spcomp.backends.reference.pooling import Grid, block_grid, token_grid
-from spcomp.ir.nodes import Local, Node, Regroup, Score, Sink, Softmax, Sums
+from spcomp.backends.reference.tokens import by_head
+from spcomp.ir.nodes import Local, Node, Regroup, Score, Similar, Sink, Softmax, Sums
 from spcomp.ir.nodes.score import HeadSharing, Reduction
+from spcomp.ir.types import list_heads
 from spcomp.ir.units import score_below, sums_below, units_ranked
 
 SUMMED_AT_ONCE = 256
@@ -209,11 +211,19 @@ def _by_offset(values: Tensor, positions: Tensor) -> Tensor:
 
 
 def candidates(call: Call, node: Node, rows: Rows) -> Tensor:
-    """Tell which units a row may choose, bool [n, Nk]; causal: those whose last token it sees."""
-    last = unit_grid(call, node).last[None, :]
-    if not score_below(node).causal:
-        return torch.ones(len(rows.low), last.shape[1], dtype=torch.bool, device=call.device)
-    return last <= rows.high
+    """Tell which units a row may choose, bool [n, Nk], or [B,Hs,n,Nk] where heads differ; causal:
+    those whose last, or first, token it sees."""
+    grid, score = unit_grid(call, node), score_below(node)
+    if score.causal:
+        able = (grid.first if score.begun else grid.last)[None, :] <= rows.high
+    else:
+        able = torch.ones(len(rows.low), grid.count, dtype=torch.bool, device=call.device)
+    if score.among is None or not isinstance(node, (Score, Softmax)):
+        return able
+    assert isinstance(score.among, Similar)
+    heads = call.number(list_heads(node))
+    held = by_head(call.alike(score.among), heads, "blocks that are judged")
+    return able & (held ^ score.among.negated)[:, :, None]
 
 
 def forced(call: Call, node: Node, always: tuple[Node, ...], rows: Rows) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from spcomp.backends.reference.call import Call
 from spcomp.backends.reference.covering import covered
 from spcomp.backends.reference.expressions import Value, Values, evaluate
-from spcomp.backends.reference.pooling import Grid
+from spcomp.backends.reference.pooling import Grid, block_grid
 from spcomp.backends.reference.probing import alike, head_table
 from spcomp.backends.reference.scoring import (
     Rows,
@@ -26,6 +26,7 @@ from spcomp.backends.reference.scoring import (
     scores,
     unit_grid,
 )
+from spcomp.backends.reference.tokens import by_head
 from spcomp.errors import ShapeMismatch
 from spcomp.ir.expr import Expr
 from spcomp.ir.nodes import (
@@ -41,6 +42,7 @@ from spcomp.ir.nodes import (
     Needed,
     Node,
     Region,
+    Similar,
     Sink,
     Switch,
     TopK,
@@ -48,6 +50,7 @@ from spcomp.ir.nodes import (
     Union,
 )
 from spcomp.ir.nodes.select import Crossing
+from spcomp.ir.types import role_of
 from spcomp.ir.units import units_ranked
 
 
@@ -97,6 +100,8 @@ def mask_of(node: Node, chunk: Chunk) -> Tensor:
         return _covering(node, chunk)
     if isinstance(node, Alike):
         return alike(chunk.call, node)[:, :, None, None]
+    if isinstance(node, Similar):
+        return _judged(node, chunk)
     if isinstance(node, MaskMod):
         return _ruled(node.predicate, symbols(chunk), chunk)
     if isinstance(node, Region):
@@ -285,7 +290,7 @@ def share(
     counted = values.masked_fill(~able | values.isnan(), 0.0)
     ordered = counted.gather(-1, order)
     reached = ordered.cumsum(dim=-1)
-    goal = p * counted.sum(dim=-1, keepdim=True)
+    goal = p * reached[..., -1:]  # summed as what it is compared with, so that p = 1 is all
     kept = reached - ordered < goal if crossing == "keep" else reached <= goal
     place = torch.arange(values.shape[-1], device=values.device)
     kept = torch.zeros_like(able).scatter(-1, order, kept | (place < least))
@@ -309,6 +314,17 @@ def _chosen(node: TopK | TopP, chunk: Chunk) -> Tensor:
         rows, kept, _ = kept_units(call, node, first, -(-chunk.stop // granule))
         held = _on_entries(kept, unit_grid(call, node.scores), chunk)
         return _on_queries(held, rows.granule, rows.start, chunk)
+
+
+def _judged(node: Similar, chunk: Chunk) -> Tensor:
+    """Carry what is said of blocks to the queries, or to the entries, that lie in them."""
+    call = chunk.call
+    held = call.alike(node) ^ node.negated
+    if role_of(node.x) == "query":
+        return _on_queries(held[..., None], node.block, 0, chunk)
+    blocks = block_grid(call.env["Skv"], node.block, call.device)
+    marks = _on_entries(held, blocks, chunk)[:, :, None]
+    return by_head(marks, call.env["Hq"], "blocks that are judged")
 
 
 def _given(node: Given, chunk: Chunk) -> Tensor:

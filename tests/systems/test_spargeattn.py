@@ -68,6 +68,25 @@ def test_the_map_is_sparse_where_tokens_are_alike_and_dense_where_not() -> None:
     assert density[1.0] == 1.0
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_the_defaults_are_those_of_the_official_code(causal: bool) -> None:
+    q, k, v = tensors((1, 2, 1, 400, 460, 32), sharp=0.2)
+    # Runs of 16 make no block of 128 alike; two blocks of queries along one direction do, and so do
+    # the keys that the mean, which three blocks of keys move, leaves on either side of it.
+    direction = torch.randn(32, dtype=torch.float64)
+    q[:, :, :256] += 2 * direction
+    k[:, :, 128:320] += 8 * direction
+    how = Setting(128, 64, [0.98] * 2, theta=[0.6] * 2, causal=causal)
+    attention = sp.compile(spargeattn(causal=causal), backend="reference")
+    want, near = maps(q, k, how)
+    got = attention.to_mask(q, k)
+    assert_same_map(got, want, near)
+    rows = got.any(dim=1)[0, ::128, ::64].sum(dim=1).tolist()
+    assert max(rows[:2]) < 6 and rows[2:] == ([5, 7] if causal else [8, 8])
+    out = attention(q, k, v)
+    assert oracle.error(out, oracle.attention(q, k, v, got)[0]) < 1e-12
+
+
 def test_tokens_that_are_all_the_same_are_no_more_alike_than_the_same() -> None:
     torch.manual_seed(1)
     q = torch.randn(1, 2, 1, 7).expand(1, 2, 64, 7).contiguous()

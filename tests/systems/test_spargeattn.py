@@ -266,6 +266,21 @@ def test_permuted_tokens_come_back_in_their_places(
     assert not torch.equal(mask, plain.to_mask(q, k)) or shape[3] < 65
 
 
+@pytest.mark.parametrize("at_once", [7, 32, 1000])
+def test_some_rows_of_permuted_queries_are_those_asked_for(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spcomp.backends.reference.pattern.ROWS_AT_ONCE", at_once)
+    q, k, _ = tensors((1, 2, 1, 130, 130, 16))
+    made = spargeattn(
+        tau=0.5, theta=0.1, lam=3.0, order=torch.randperm(130), block_q=32, block_k=16
+    )
+    mask = sp.compile(made, backend="reference").to_mask(q, k)
+    given = {"q": q, "k": k, "v": k, **made.tensors}
+    for rows in (slice(0, 130), slice(41, 77), slice(129, 130), slice(5, 5)):
+        assert torch.equal(selection_mask(made.program, given, rows), mask[:, :, rows])
+
+
 def test_dense_attention_is_the_same_in_any_order() -> None:
     q, k, v = tensors((2, 4, 2, 130, 130, 16))
     made = spargeattn(theta=1.0, order=torch.randperm(130), block_q=32, block_k=16)

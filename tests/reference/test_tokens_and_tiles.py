@@ -127,6 +127,17 @@ def test_similar_is_a_selection_like_any_other(how: str, hkv: int) -> None:
     assert oracle.error(out, right[0]) < 1e-12 and oracle.error(lse, right[1]) < 1e-12
 
 
+@pytest.mark.parametrize("token", ["along an axis", "drawn"])
+def test_tokens_that_are_all_the_same_are_no_more_alike_than_the_same(token: str) -> None:
+    torch.manual_seed(1)
+    q = torch.randn(8, 2, 1, 7)
+    if token == "along an axis":  # their cosine is 1 without any rounding, and not above it
+        q = torch.tensor([2.0, 0, 0, 0, 0, 0, 0]).expand(8, 2, 1, 7)
+    q, k = q.expand(8, 2, 64, 7).contiguous(), torch.randn(8, 2, 64, 7)
+    assert not compiled(judged(how="q", least=1.0)).to_mask(q, k).any()
+    assert bool(compiled(judged(how="q", least=0.999)).to_mask(q, k).all())
+
+
 @sp.pattern
 def among(q, k, v, *, block=8, judged=8, heads="query", coarse=0, least=0.1, negated=False, of="k"):
     like = sp.similar(k if of == "k" else q, block=judged, least=least)

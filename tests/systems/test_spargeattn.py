@@ -68,12 +68,23 @@ def test_the_map_is_sparse_where_tokens_are_alike_and_dense_where_not() -> None:
     assert density[1.0] == 1.0
 
 
-def test_tokens_that_are_all_the_same_are_no_more_alike_than_the_same() -> None:
-    torch.manual_seed(1)
-    q = torch.randn(1, 2, 1, 7).expand(1, 2, 64, 7).contiguous()
-    k = torch.randn(1, 2, 64, 7)
-    made = spargeattn(tau=0.1, theta=1.0, block_q=16, block_k=16)
-    assert bool(sp.compile(made, backend="reference").to_mask(q, k).all())
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_the_defaults_are_those_of_the_official_code(causal: bool) -> None:
+    q, k, v = tensors((1, 2, 1, 400, 460, 32), sharp=0.2)
+    # Runs of 16 make no block of 128 alike; two blocks of queries along one direction do, and so do
+    # the keys that the mean, which three blocks of keys move, leaves on either side of it.
+    direction = torch.randn(32, dtype=torch.float64)
+    q[:, :, :256] += 2 * direction
+    k[:, :, 128:320] += 8 * direction
+    how = Setting(128, 64, [0.98] * 2, theta=[0.6] * 2, causal=causal)
+    attention = sp.compile(spargeattn(causal=causal), backend="reference")
+    want, near = maps(q, k, how)
+    got = attention.to_mask(q, k)
+    assert_same_map(got, want, near)
+    rows = got.any(dim=1)[0, ::128, ::64].sum(dim=1).tolist()
+    assert max(rows[:2]) < 6 and rows[2:] == ([5, 7] if causal else [8, 8])
+    out = attention(q, k, v)
+    assert oracle.error(out, oracle.attention(q, k, v, got)[0]) < 1e-12
 
 
 @pytest.mark.parametrize("which", ["query heads", "KV heads"])
@@ -253,6 +264,21 @@ def test_permuted_tokens_come_back_in_their_places(
     inside = plain.to_mask(q[:, :, order], k[:, :, order])
     assert torch.equal(mask[:, :, order][..., order], inside)
     assert not torch.equal(mask, plain.to_mask(q, k)) or shape[3] < 65
+
+
+@pytest.mark.parametrize("at_once", [7, 32, 1000])
+def test_some_rows_of_permuted_queries_are_those_asked_for(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spcomp.backends.reference.pattern.ROWS_AT_ONCE", at_once)
+    q, k, _ = tensors((1, 2, 1, 130, 130, 16))
+    made = spargeattn(
+        tau=0.5, theta=0.1, lam=3.0, order=torch.randperm(130), block_q=32, block_k=16
+    )
+    mask = sp.compile(made, backend="reference").to_mask(q, k)
+    given = {"q": q, "k": k, "v": k, **made.tensors}
+    for rows in (slice(0, 130), slice(41, 77), slice(129, 130), slice(5, 5)):
+        assert torch.equal(selection_mask(made.program, given, rows), mask[:, :, rows])
 
 
 def test_dense_attention_is_the_same_in_any_order() -> None:

@@ -149,6 +149,7 @@ class Call:
     def alike(self, node: Similar) -> Tensor:
         """Tell which blocks of a similar() are alike, bool [B,H,U]; H is Hq, or Hkv for keys that
         are judged once for the heads of a group. Negation is left to the reader."""
+        node = ~node if node.negated else node
         if node not in self._alike:
             values = similarity(self.tensor(node.x), node.block)
             least: float | Tensor | None = node.least

@@ -90,7 +90,7 @@ def shared(by_head: Tensor, kv_heads: int, heads: HeadSharing, reduce: Reduction
     if heads == "query":
         return by_head
     lists = kv_heads if heads == "group" else 1
-    grouped = by_head.reshape(by_head.shape[0], lists, -1, *by_head.shape[2:])
+    grouped = by_head.unflatten(1, (lists, by_head.shape[1] // lists))
     if reduce == "max":
         return grouped.amax(dim=2)
     return grouped.mean(dim=2) if reduce == "mean" else grouped.sum(dim=2)

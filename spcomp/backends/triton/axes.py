@@ -37,7 +37,7 @@ def default_axes(target: Target, spec: Specialisation) -> KernelAxes:
         for axes in table.values():
             if "programs" in axes:
                 axes["programs"] = 4
-        table["topk"]["block_u"] = 1024
+        table["topk"]["block_u"] = table["topp"]["block_u"] = 1024
         table["tiles"]["chunk"] = 64
     return frozen(table)
 

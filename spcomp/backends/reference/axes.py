@@ -21,7 +21,7 @@ AXES = frozen(
         "invert_fill": {"rows": 128},
         "invert_scan": {},
         "merge": {},
-        "part_lse": {"block_r": 16, "block_n": 16, "part": 16},
+        "part_lse": {"block_r": 16, "block_u": 64, "part": 16, "tiles": 1},
         "pool": {"unit_tile": 1, "token_tile": 64},
         "row_lse": {"block_r": 8, "block_n": 128},
         "score": {"block_u": 64},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from spcomp.backends.triton.formulas import ceildiv, shape_of
+from spcomp.backends.triton.formulas import ceildiv, shape_of, wide_of
 from spcomp.backends.triton.layouts import Binding, Call, Number
 from spcomp.ir import dims
 from spcomp.ir.launches import (
@@ -60,11 +60,14 @@ def bind_parts(launch: PartsLaunch, plan: Plan) -> Binding:
             "n_parts": parts.shape[3],
         }
 
+    part = launch.axis("part")
+    wide = wide_of(part, launch.axis("block_u"))
+    run = launch.axis("block_u") // wide * launch.axis("tiles")
+
     def grid(call: Call) -> int:
         batch, heads, _, parts = call.tensors[launch.parts_buf].shape
         rows = ceildiv(call.env["R"], launch.rule.granule)
-        tiles = ceildiv(rows, launch.axis("block_r")) * ceildiv(parts, launch.axis("block_n"))
-        return batch * heads * tiles
+        return batch * heads * ceildiv(rows, launch.axis("block_r")) * ceildiv(parts, run)
 
     return Binding(tuple(pointers), tuple(strides), scalars, grid)
 

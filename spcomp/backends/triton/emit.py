@@ -139,7 +139,6 @@ def _logits(launch: PartsLaunch | BlockScoresLaunch, rule: MapRule, s: Setting) 
         "header": s.header,
         "head_dim": s.spec.head_dim,
         "block_r": launch.axis("block_r"),
-        "block_n": launch.axis("block_n"),
         "num_stages": launch.axis("stages"),
         "size": rule.size,
         "is_crossed": rule.is_crossed,
@@ -152,6 +151,8 @@ def _logits(launch: PartsLaunch | BlockScoresLaunch, rule: MapRule, s: Setting) 
 def _parts(launch: PartsLaunch, s: Setting) -> object:
     rule = launch.rule
     return maps.parts_context(
+        block_u=launch.axis("block_u"),
+        tiles=launch.axis("tiles"),
         part=launch.axis("part"),
         visible=rule.visible,
         granule=rule.granule,
@@ -180,6 +181,7 @@ def _block_sums(launch: BlockSumsLaunch, s: Setting) -> object:
 def _block_scores(launch: BlockScoresLaunch, s: Setting) -> object:
     rule = launch.rule
     return maps.block_scores_context(
+        block_n=launch.axis("block_n"),
         fine=launch.logits.granule,
         span=launch.span,
         stride=launch.stride,

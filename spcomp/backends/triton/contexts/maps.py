@@ -9,6 +9,7 @@ from typing import Any
 from spcomp.backends.triton.contexts.base import CapturedArg, padded_dim
 from spcomp.backends.triton.contexts.select import HeadReduction
 from spcomp.backends.triton.expr_text import Helpers, helpers_of
+from spcomp.backends.triton.formulas import wide_of
 from spcomp.ir.expr import FALSE, TRUE, Expr, Load, Sym
 
 
@@ -25,7 +26,6 @@ class LogitsContext:
     block_d: int
     has_d_tail: bool
     block_r: int
-    block_n: int
     size: int
     granule: int
     is_folded: bool
@@ -41,7 +41,11 @@ class LogitsContext:
 class PartsContext(LogitsContext):
     """Variables of `triton/kernels/part_lse.py.jinja`."""
 
+    block_u: int
+    block_n: int
     part: int
+    wide: int
+    tiles: int
     visible: Expr
     has_visible: bool
 
@@ -54,6 +58,7 @@ class BlockScoresContext(LogitsContext):
     takes a maximum. has_weights: units do not tile the sequence. is_max is of heads, is_highest of
     units and rows."""
 
+    block_n: int
     fine: int
     ratio: int
     reach: int
@@ -124,7 +129,6 @@ def _logits(
     header: tuple[str, ...],
     head_dim: int,
     block_r: int,
-    block_n: int,
     num_stages: int = 2,
     size: int = 1,
     granule: int = 1,
@@ -135,8 +139,8 @@ def _logits(
 ) -> dict[str, Any]:
     """Derive the fields of `LogitsContext`, helpers left out.
 
-    block_r, block_n: rows, and parts or blocks, of a program, powers of two of at least 16.
-    granule: query tokens that a row stands for. is_bound: the units are pairs.
+    block_r: rows of a program, a power of two of at least 16. granule: query tokens that a row
+    stands for. is_bound: the units are pairs.
     """
     block_d = padded_dim(head_dim)
     return {
@@ -145,7 +149,6 @@ def _logits(
         "block_d": block_d,
         "has_d_tail": block_d != head_dim,
         "block_r": block_r,
-        "block_n": block_n,
         "size": size,
         "granule": granule,
         "is_folded": size > 1,
@@ -157,13 +160,21 @@ def _logits(
     }
 
 
-def parts_context(*, part: int, visible: Expr = TRUE, **shared: Any) -> PartsContext:
+def parts_context(
+    *, block_u: int, part: int, tiles: int = 1, visible: Expr = TRUE, **shared: Any
+) -> PartsContext:
     """Make the context of the part_lse kernel; shared: the arguments of `_logits`.
 
-    part: units of a part. visible: over q_lo, q_hi, k (the unit), Sq and Skv.
+    block_u: units of a step, a power of two of at least 16. part: units of a part. tiles: of parts,
+    that a program walks. visible: over q_lo, q_hi, k (the unit), Sq and Skv.
     """
+    wide = wide_of(part, block_u)
     return PartsContext(
+        block_u=block_u,
+        block_n=block_u // wide,
         part=part,
+        wide=wide,
+        tiles=tiles,
         visible=visible,
         has_visible=visible != TRUE,
         helpers=helpers_of(visible),
@@ -173,6 +184,7 @@ def parts_context(*, part: int, visible: Expr = TRUE, **shared: Any) -> PartsCon
 
 def block_scores_context(
     *,
+    block_n: int,
     fine: int,
     span: int,
     stride: int,
@@ -188,14 +200,15 @@ def block_scores_context(
     """Make the context of the block_scores kernel; shared: the arguments of `_logits`, whose
     granule is that of a row.
 
-    fine: query tokens of a fine row. span, stride, block: tokens of a unit, from one to the next,
-    of a block. reduction: over the heads of a list. candidate: which units a fine row sees;
-    visible, forced: which blocks a row may and must take.
+    block_n: blocks of a program, as block_r. fine: query tokens of a fine row. span, stride, block:
+    tokens of a unit, from one to the next, of a block. reduction: over the heads of a list.
+    candidate: which units a fine row sees; visible, forced: which blocks a row may and must take.
     """
     made = _logits(**shared)
     lead = -(-span // stride) - 1
     per_block = block // stride
     return BlockScoresContext(
+        block_n=block_n,
         fine=fine,
         ratio=made["granule"] // fine,
         reach=per_block + lead,

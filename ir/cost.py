@@ -320,13 +320,11 @@ def _parts(plan: Plan, launch: PartsLaunch) -> _Work:
     rows = dims.ceildiv(whole_call(plan.buffer(launch.parts_buf).dims[2]), launch.axis("block_r"))
     tiles = dims.ceildiv(launch.units, launch.axis("block_u")) if rule.size > 1 else 1
     units = launch.units * rule.size * dims.D * E
-    asked: dict[str, Dim] = {
+    asked = {
         launch.rows_buf: tiles * _bytes(plan, launch.rows_buf) * (seen if rule.size > 1 else 1),
         launch.units_buf: dims.B * dims.Hq * rows * units * seen,
     }
-    if launch.low_buf:
-        asked[launch.low_buf] = asked[launch.units_buf]
-    return _Work(flops, asked=asked)
+    return _Work(flops, asked=_at_least_once(plan, launch, asked))
 
 
 def _block_scores(plan: Plan, launch: BlockScoresLaunch) -> _Work:
@@ -338,13 +336,20 @@ def _block_scores(plan: Plan, launch: BlockScoresLaunch) -> _Work:
     tiles = dims.ceildiv(blocks, launch.axis("block_n")) * reach
     row_tiles = dims.ceildiv(rows, launch.axis("block_r")) * (launch.rule.granule // rule.granule)
     units = blocks * reach * rule.size * dims.D * E
-    asked: dict[str, Dim] = {
+    asked = {
         launch.rows_buf: tiles * _bytes(plan, launch.rows_buf) * seen,
         launch.units_buf: dims.B * dims.Hq * row_tiles * units * seen,
     }
+    return _Work(flops, asked=_at_least_once(plan, launch, asked))
+
+
+def _at_least_once(
+    plan: Plan, launch: PartsLaunch | BlockScoresLaunch, asked: dict[str, Dim]
+) -> dict[str, Dim]:
+    """Count each side of a map once at least; a pair's smallest values as its largest."""
     if launch.low_buf:
-        asked[launch.low_buf] = asked[launch.units_buf]
-    return _Work(flops, asked=asked)
+        asked = {**asked, launch.low_buf: asked[launch.units_buf]}
+    return {name: dims.largest(_bytes(plan, name), dims.plain(n)) for name, n in asked.items()}
 
 
 def _topk(plan: Plan, launch: TopKLaunch | TopPLaunch) -> _Work:

@@ -16,7 +16,7 @@ from spcomp.backends.reference.pattern import lists
 from spcomp.compiler import DECODE_ROWS
 from spcomp.dsl import Pattern
 from spcomp.errors import SpcompError
-from spcomp.patterns import block_topk, moba, quest, streaming_llm
+from spcomp.patterns import block_topk, moba, quest, streaming_llm, xattention
 from tests import oracle
 
 PROBES = 8
@@ -48,6 +48,8 @@ LACKS = {
         "quest": "the ascendc backend refuses pooling by minmax",
         "quest-shared": "the ascendc backend refuses pooling by minmax",
         "streaming_llm": "this backend has no kernel tiles, attend",
+        "xattention": "this backend has no kernel topp",
+        "overlapping": "this backend has no kernel part_lse",
         "dense": "this backend has no kernel tiles, attend",
         "documents": "this backend has no kernel tiles, attend",
         "per_head": "this backend has no kernel tiles, attend",
@@ -105,6 +107,15 @@ def per_head(q, k, v):
     stride = torch.tensor([3, 5, 2, 7, 4, 6])
     rule = sp.mask_mod(lambda b, h, q_idx, kv_idx: (q_idx + kv_idx + b) % stride[h] == 0)
     return sp.attend(q, sp.gather(k, rule), sp.gather(v, rule))
+
+
+@sp.pattern
+def overlapping(q, k, v):
+    """Choose blocks by the probabilities of overlapping units, as NSA does, of whole KV groups."""
+    units = sp.downsample(k, block=8, stride=4, tail="drop")
+    chances = sp.softmax(sp.score(q, units), heads="group")
+    best = sp.topk(sp.regroup(chances, block=16), k=2, always=sp.own())
+    return sp.attend(q, sp.gather(k, best), sp.gather(v, best))
 
 
 @sp.pattern
@@ -221,6 +232,8 @@ PATTERNS: dict[str, Callable[[Case], Pattern]] = {
     "quest": lambda _: quest(page=16, budget=48),
     "quest-shared": lambda _: quest(page=8, budget=24, heads="group"),
     "streaming_llm": lambda _: streaming_llm(sinks=4, recent=20),
+    "xattention": lambda _: xattention(block=16, stride=4, threshold=0.6),
+    "overlapping": lambda _: overlapping(),
     "dense": lambda _: dense(),
     "bidirectional": lambda _: bidirectional(),
     "documents": documents,

@@ -27,7 +27,7 @@ def run_parts(launch: PartsLaunch, slab: Slab) -> None:
     part = launch.axis("part")
     logits = logits.masked_fill(~able, -torch.inf)
     padded = torch.nn.functional.pad(logits, (0, -logits.shape[3] % part), value=-torch.inf)
-    slab.write(launch.parts_buf, padded.unflatten(3, (-1, part)).logsumexp(-1))
+    slab.write(launch.parts_buf, _in_groups(padded, 3, part).logsumexp(-1))
 
 
 def run_row_lse(launch: RowLseLaunch, slab: Slab) -> None:
@@ -92,7 +92,13 @@ def _chances(logits: Tensor, lse: Tensor, able: Tensor) -> Tensor:
 def _rows_joined(values: Tensor, ratio: int, fill: float) -> Tensor:
     """Group fine rows: [B,Hl,Nf,U] -> [B,Hl,Nr,ratio,U]."""
     padded = torch.nn.functional.pad(values, (0, 0, 0, -values.shape[2] % ratio), value=fill)
-    return padded.unflatten(2, (-1, ratio))
+    return _in_groups(padded, 2, ratio)
+
+
+def _in_groups(values: Tensor, axis: int, size: int) -> Tensor:
+    """Split an axis into groups: [..,n*size,..] -> [..,n,size,..]."""
+    shape = values.shape
+    return values.reshape(*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :])
 
 
 def _overlap(launch: BlockScoresLaunch, units: int, blocks: int, slab: Slab) -> Tensor:

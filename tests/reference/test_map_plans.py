@@ -77,11 +77,11 @@ def test_slabs_hold_the_scratch_of_a_long_map(length: int) -> None:
     assert taken <= SCRATCH_LIMIT_BYTES
 
 
-def test_a_table_of_shares_needs_one_for_each_head_of_the_list() -> None:
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_a_table_of_shares_needs_one_for_each_head_of_the_list(backend: str) -> None:
     q, k, v = (torch.randn(1, heads, 40, 16) for heads in (2, 2, 2))
-    attention = sp.compile(
-        xattention(block=16, stride=4, threshold=torch.ones(3)), backend="triton"
-    )
+    pattern = xattention(block=16, stride=4, threshold=torch.ones(3))
+    attention = sp.compile(pattern, backend=backend)
     with pytest.raises(ShapeMismatch) as caught:
         attention(q, k, v)
     assert "3 numbers for 2 heads" in str(caught.value)

@@ -137,7 +137,16 @@ def kept_units(call: Call, node: TopK | TopP, first: int, stop: int) -> tuple[Ro
         return rows, best(values, able, always, call.number(node.k)), values
     p: Tensor | float | None = node.p
     if node.p_by_head is not None:
-        p = call.tensor(node.p_by_head).to(values.dtype)[None, :, None, None]
+        table = call.tensor(node.p_by_head)
+        if table.shape[0] != values.shape[1]:
+            raise ShapeMismatch(
+                where=node.where,
+                left=f"topp's p of shape [{table.shape[0]}]",
+                right=f"a list of {values.shape[1]} heads",
+                problem=f"{table.shape[0]} numbers for {values.shape[1]} heads",
+                way_out="give one number for each head of the list.",
+            )
+        p = table.to(values.dtype)[None, :, None, None]
     assert p is not None
     return rows, share(values, able, always, p, node.crossing, node.least), values
 

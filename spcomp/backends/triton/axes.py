@@ -82,7 +82,7 @@ _FLOAT32 = {
     "attend_gather": {"block_m": 16, "block_k": 16, "warps": 4, "stages": 2},
     "select": {"block_r": 32, "block_u": 64, "warps": 8, "stages": 2},
     "score": {"block_u": 32, "warps": 4, "stages": 2},
-    "part_lse": {"block_r": 32, "block_u": 32, "warps": 4, "stages": 2},
+    "part_lse": {"block_r": 32, "block_u": 32, "warps": 8, "stages": 2},
     "block_scores": {"block_r": 32, "block_n": 32, "warps": 4, "stages": 2},
 }
 _WIDE_HEADS = {

@@ -29,16 +29,21 @@ import sympy
 
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim, Env
+from spcomp.ir.expr import TRUE
 from spcomp.ir.launches import (
     AttendLaunch,
+    BlockScoresLaunch,
     GatherLaunch,
     InvertLaunch,
     KeysLaunch,
+    MapRule,
+    PartsLaunch,
     PoolLaunch,
     ScoreLaunch,
     SelectLaunch,
     TilesLaunch,
     TopKLaunch,
+    TopPLaunch,
     WarpsLaunch,
 )
 from spcomp.ir.passes.place_buffers import ITEM_BYTES, E, bytes_of, slab_rows
@@ -301,7 +306,59 @@ def _ranked(plan: Plan, launch: SelectLaunch | ScoreLaunch) -> _Work:
     return _Work(flops, asked=asked)
 
 
-def _topk(plan: Plan, launch: TopKLaunch) -> _Work:
+def _multiplied(launch: PartsLaunch | BlockScoresLaunch, rule: MapRule) -> Dim:
+    """Count the multiplications and additions that give a map its logits once. Tiles that no row
+    sees are left out; those that are partly seen count by what is seen."""
+    rows = dims.ceildiv(dims.Sq, rule.granule)
+    products = (2 if launch.low_buf else 1) * rule.size
+    return 2 * products * dims.B * dims.Hq * rows * launch.units * dims.D * _seen(rule)
+
+
+def _seen(rule: MapRule) -> Dim:
+    """Give the share of a map that its rows see."""
+    return 1 if rule.visible == TRUE else pairs_within(dims.Skv, True) / (dims.Sq * dims.Skv)
+
+
+def _parts(plan: Plan, launch: PartsLaunch) -> _Work:
+    """Multiply once; every step reads its units, and its rows too where they are folded."""
+    rule = launch.rule
+    flops, seen = _multiplied(launch, rule), _seen(rule)
+    rows = dims.ceildiv(whole_call(plan.buffer(launch.parts_buf).dims[2]), launch.axis("block_r"))
+    tiles = dims.ceildiv(launch.units, launch.axis("block_u")) if rule.size > 1 else 1
+    units = launch.units * rule.size * dims.D * E
+    asked = {
+        launch.rows_buf: tiles * _bytes(plan, launch.rows_buf) * (seen if rule.size > 1 else 1),
+        launch.units_buf: dims.B * dims.Hq * rows * units * seen,
+    }
+    return _Work(flops, asked=_at_least_once(plan, launch, asked))
+
+
+def _block_scores(plan: Plan, launch: BlockScoresLaunch) -> _Work:
+    """Multiply a unit for each block it touches; every step reads its rows and its units."""
+    rule, starting = launch.logits, launch.block // launch.stride
+    reach = starting + -(-launch.span // launch.stride) - 1
+    flops, seen = _multiplied(launch, rule) * reach / starting, _seen(rule)
+    _, _, rows, blocks = (whole_call(d) for d in plan.buffer(launch.scores_buf).dims)
+    tiles = dims.ceildiv(blocks, launch.axis("block_n")) * reach
+    row_tiles = dims.ceildiv(rows, launch.axis("block_r")) * (launch.rule.granule // rule.granule)
+    units = blocks * reach * rule.size * dims.D * E
+    asked = {
+        launch.rows_buf: tiles * _bytes(plan, launch.rows_buf) * seen,
+        launch.units_buf: dims.B * dims.Hq * row_tiles * units * seen,
+    }
+    return _Work(flops, asked=_at_least_once(plan, launch, asked))
+
+
+def _at_least_once(
+    plan: Plan, launch: PartsLaunch | BlockScoresLaunch, asked: dict[str, Dim]
+) -> dict[str, Dim]:
+    """Count each side of a map once at least; a pair's smallest values as its largest."""
+    if launch.low_buf:
+        asked = {**asked, launch.low_buf: asked[launch.units_buf]}
+    return {name: dims.largest(_bytes(plan, name), dims.plain(n)) for name, n in asked.items()}
+
+
+def _topk(plan: Plan, launch: TopKLaunch | TopPLaunch) -> _Work:
     """Rank rows of scores; a row longer than a program holds is read once for every threshold."""
     units = plan.buffer(launch.scores_buf).dims[3]
     longer = dims.least(1, dims.ceildiv(units, launch.axis("block_u")) - 1)
@@ -365,6 +422,9 @@ _WORK: dict[type[Launch], Callable[[Plan, Any], _Work]] = {
     SelectLaunch: _ranked,
     ScoreLaunch: _ranked,
     TopKLaunch: _topk,
+    PartsLaunch: _parts,
+    BlockScoresLaunch: _block_scores,
+    TopPLaunch: _topk,
     AttendLaunch: _attend,
     WarpsLaunch: _attend,
     GatherLaunch: _gather,

@@ -13,7 +13,8 @@ from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.expr import Expr
 from spcomp.ir.nodes.downsample import Pooling
-from spcomp.ir.nodes.score import HeadSharing, Reduction
+from spcomp.ir.nodes.score import HeadSharing, Joining, Reduction
+from spcomp.ir.nodes.select import Crossing
 from spcomp.ir.plan import Launch
 
 
@@ -116,6 +117,150 @@ class TopKLaunch(Launch):
     def kernel(self) -> str:
         """The template that makes it."""
         return "topk"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.indices_buf, self.counts_buf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapRule:
+    """The logits of a map: one for each fine row of queries and each unit of keys.
+
+    A product sums the dot products of `size` pairs of tokens, without folding of one; with
+    `is_crossed` the first query of a row meets the last key of a unit. It is multiplied by `scale`
+    and, with `is_head_scaled`, by 1/sqrt(D). A fine row stands for `granule` queries. `visible`
+    tells over q_lo, q_hi (its first and last query) and k (the unit), Sq and Skv which units are
+    its candidates; what one row sees of the units is a prefix of them."""
+
+    size: int = 1
+    is_crossed: bool = False
+    scale: float = 1.0
+    is_head_scaled: bool = False
+    granule: int = 1
+    visible: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartsLaunch(Launch):
+    """The log-sum-exp of each part of a fine row: of `part` (an axis) units in a row.
+
+    parts [B,Hq,Nf,ceil(units/part)] f32, natural log, -inf where a part has no candidate."""
+
+    rows_buf: str
+    units_buf: str
+    low_buf: str = ""
+    parts_buf: str
+    rule: MapRule
+    units: Dim
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "part_lse"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.parts_buf,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowLseLaunch(Launch):
+    """The log-sum-exp of each fine row from those of its parts: lse [B,Hq,Nf] f32, -inf for a row
+    without candidates."""
+
+    parts_buf: str
+    lse_buf: str
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "row_lse"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.lse_buf,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSumsLaunch(Launch):
+    """Block scores [B,Hl,Nr,Nb] f32 by sums of probabilities, from parts that are the blocks.
+
+    A block's score is the sum of exp(part - lse) over the fine rows of its row and the heads of its
+    list. Marked as ScoreLaunch marks them, by `rule`, whose granule is that of a row."""
+
+    parts_buf: str
+    lse_buf: str
+    scores_buf: str
+    fine: int
+    rule: ScoreRule
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "block_sums"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.scores_buf,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockScoresLaunch(Launch):
+    """Block scores [B,Hl,Nr,Nb] f32 from logits, which it computes.
+
+    With lse_buf a unit's value is exp(logit - lse of its fine row), else its logit. Values of the
+    heads of a list are joined by rule.reduce, then those of the units that touch a block, and of
+    the fine rows of a row, by `by`: a sum weighs each unit by its tokens in the block over
+    `stride`. A unit that is no candidate is left out; a block without any has 0, or the lowest
+    finite number by "max" of plain logits. Marked as ScoreLaunch marks them, by `rule`.
+
+    span, stride: tokens of a unit, and from one to the next. block: tokens of a block."""
+
+    rows_buf: str
+    units_buf: str
+    low_buf: str = ""
+    lse_buf: str = ""
+    scores_buf: str
+    logits: MapRule
+    units: Dim
+    span: int
+    stride: int
+    block: int
+    by: Joining
+    rule: ScoreRule
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "block_scores"
+
+    def writes(self) -> tuple[str, ...]:
+        """Give the buffers it writes."""
+        return (self.scores_buf,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopPLaunch(Launch):
+    """Keep the best units of each row of scores that together hold a share of it (see
+    `ir.nodes.TopP`); -inf in scores: no candidate. `forced` is as in ScoreRule, of rows of
+    `granule` queries. The share is `p`, or that of the list's head in share_buf [Hl] f32."""
+
+    scores_buf: str
+    indices_buf: str
+    counts_buf: str
+    share_buf: str = ""
+    p: float = 0.0
+    crossing: Crossing
+    least: int
+    granule: int
+    forced: Expr
+    width: Dim
+
+    @property
+    def kernel(self) -> str:
+        """The template that makes it."""
+        return "topp"
 
     def writes(self) -> tuple[str, ...]:
         """Give the buffers it writes."""
@@ -380,6 +525,11 @@ LAUNCHES: dict[str, type[Launch]] = {
         SelectLaunch,
         ScoreLaunch,
         TopKLaunch,
+        PartsLaunch,
+        RowLseLaunch,
+        BlockSumsLaunch,
+        BlockScoresLaunch,
+        TopPLaunch,
         TilesLaunch,
         AttendLaunch,
         WarpsLaunch,

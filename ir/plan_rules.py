@@ -10,11 +10,14 @@ from spcomp.ir.expr import Expr, Load, Sym, walk
 from spcomp.ir.launches import (
     AttendLaunch,
     AttendRule,
+    BlockScoresLaunch,
     GatherLaunch,
     KeysLaunch,
+    MapRule,
     MergeLaunch,
     ScoreRule,
     TilesLaunch,
+    TopPLaunch,
 )
 from spcomp.ir.plan import Buffer, Launch, Plan, Slabs
 from spcomp.ir.types import SINK_DTYPES
@@ -176,8 +179,12 @@ def _granules(launch: Launch) -> Iterator[int]:
     if isinstance(launch, TilesLaunch):
         yield launch.axis("block_q")
         yield from (leaf.granule for leaf in launch.leaves)
+    if isinstance(launch, TopPLaunch):
+        yield launch.granule
+    if isinstance(launch, BlockScoresLaunch):
+        yield launch.logits.granule
     rule = getattr(launch, "rule", None)
-    if isinstance(rule, ScoreRule):
+    if isinstance(rule, (ScoreRule, MapRule)):
         yield rule.granule
 
 
@@ -217,6 +224,12 @@ def _expressions(launch: Launch) -> Iterator[tuple[str, Expr, frozenset[str]]]:
     if isinstance(rule, ScoreRule):
         yield "visible", rule.visible, _UNIT
         yield "forced", rule.forced, _UNIT
+    if isinstance(rule, MapRule):
+        yield "visible", rule.visible, _UNIT
+    if isinstance(launch, BlockScoresLaunch):
+        yield "logits", launch.logits.visible, _UNIT
+    if isinstance(launch, TopPLaunch):
+        yield "forced", launch.forced, _UNIT
     if isinstance(rule, AttendRule):
         yield "predicate", rule.predicate, _PAIR | set(rule.flags)
         if rule.score_mod is not None:

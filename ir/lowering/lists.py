@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NoReturn
 
-from spcomp.errors import CannotLower
+from spcomp.errors import CannotLower, ShapeMismatch
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
-from spcomp.ir.expr import FALSE, TRUE, Expr, Lit, Sym, conjunction, op
-from spcomp.ir.launches import PoolLaunch, ScoreLaunch, ScoreRule, SelectLaunch, TopKLaunch
+from spcomp.ir.launches import ScoreLaunch, ScoreRule, SelectLaunch, TopKLaunch, TopPLaunch
 from spcomp.ir.lowering.builder import PlanBuilder, rows_of
+from spcomp.ir.lowering.maps import lower_map, need_kernels
+from spcomp.ir.lowering.sides import Pooled, pooled, unit_rules
 from spcomp.ir.lowering.unmade import refuse_unmade_list
-from spcomp.ir.nodes import (
-    Argument,
-    Captured,
-    Downsample,
-    Given,
-    Input,
-    Local,
-    Node,
-    Score,
-    Sink,
-    State,
-    TopK,
-)
+from spcomp.ir.nodes import Captured, Fold, Given, Local, Node, Score, Sink, TopK, TopP
 from spcomp.ir.passes.check_selection import straddle
-from spcomp.ir.types import list_heads, source_type
-from spcomp.ir.units import Units, position, units_of
+from spcomp.ir.types import list_heads
+from spcomp.ir.units import (
+    Units,
+    rows_ranking,
+    score_below,
+    units_of,
+    units_ranked,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +38,13 @@ class ListRef:
     count: Dim
 
 
-@dataclass(frozen=True, slots=True)
-class Pooled:
-    """Buffers of a tensor in units: itself, or what a PoolLaunch wrote; `low` holds minima."""
-
-    main: str
-    low: str
-
-
 def lower_list(plan: PlanBuilder, selection: Node) -> ListRef:
-    """Give the list of a TopK or a Given, adding its launches once."""
+    """Give the list of a TopK, a TopP or a Given, adding its launches once."""
     if selection not in plan.made:
         refuse_unmade_list(selection)
+        assert isinstance(selection, (Given, TopK, TopP)), selection
         plan.made[selection] = (
-            _given(plan, selection) if isinstance(selection, Given) else _topk(plan, selection)
+            _given(plan, selection) if isinstance(selection, Given) else _chosen(plan, selection)
         )
     found = plan.made[selection]
     assert isinstance(found, ListRef)
@@ -88,42 +75,92 @@ def _given(plan: PlanBuilder, node: Given) -> ListRef:
     )
 
 
-def _refuse(node: Node) -> NoReturn:
-    what = type(node.scores).__name__ if isinstance(node, TopK) else type(node).__name__
-    raise CannotLower(
-        where=node.where,
-        what={
-            "Softmax": "a list chosen by probabilities",
-            "Regroup": "a list chosen by regrouped scores",
-            "TopP": "a list as long as a share of the scores needs",
-        }[what],
-        why="no kernel makes it yet",
-        way_out="use backend='reference'.",
-    )
-
-
 def _whose(plan: PlanBuilder, heads: Dim) -> Dim:
     """Give the heads of a list as Hkv where there are as many, so that query heads can share it."""
     hq, hkv = plan.heads
     return dims.Hkv if heads == hkv != hq else heads
 
 
-def _topk(plan: PlanBuilder, node: Node) -> ListRef:
-    if not (isinstance(node, TopK) and isinstance(node.scores, Score)):
-        _refuse(node)
+def _chosen(plan: PlanBuilder, node: TopK | TopP) -> ListRef:
     scores = node.scores
-    rows, units = units_of(scores.q), units_of(scores.k)
-    granule, count, heads = rows.stride, units.count(dims.Skv), list_heads(scores)
+    rows, units = rows_ranking(scores), units_ranked(scores)
+    granule, count = rows.stride, units.count(dims.Skv)
+    heads = list_heads(scores)
     plan.rows_multiple_of(granule)
-    forced = sum(a.count for a in node.always if isinstance(a, (Sink, Local)))
-    width = dims.least(dims.largest(node.k, forced) + straddle(node), count)
+    width = count
+    if isinstance(node, TopK):
+        forced = sum(a.count for a in node.always if isinstance(a, (Sink, Local)))
+        width = dims.least(dims.largest(node.k, forced) + straddle(node), count)
     shape = (dims.B, heads, rows_of(granule))
     indices = plan.scratch("indices", (*shape, width), "int32")
     counts = plan.scratch("counts", shape, "int32")
-    q, k = pooled(plan, scores.q), pooled(plan, scores.k)
-    rule = _rule(node, scores, units)
-    _choose(plan, node, rule, (q, k), (indices, counts), (*shape, count), width)
+    if isinstance(node, TopP):
+        _share(plan, node, (indices, counts), (*shape, count))
+    elif isinstance(scores, Score) and not isinstance(scores.k, Fold):
+        q, k = pooled(plan, scores.q), pooled(plan, scores.k)
+        rule = _rule(node, scores, units)
+        _choose(plan, node, rule, (q, k), (indices, counts), (*shape, count), width)
+    else:
+        made = lower_map(plan, scores, node.always, (*shape, count), marks_forced=True)
+        _best(plan, node, made, (indices, counts), width)
     return ListRef(indices, counts, dims.B, heads, granule, units.stride, width, count)
+
+
+def _share(
+    plan: PlanBuilder, node: TopP, kept: tuple[str, str], scored: tuple[Dim, Dim, Dim, Dim]
+) -> None:
+    """Add the launches of a list as long as a share needs. Forced units keep their scores, which
+    count in the share, so the launch that keeps is told which they are."""
+    need_kernels(plan, node, "topp")
+    table = node.p_by_head
+    if isinstance(table, Captured):
+        _check_heads(plan, table, scored[1])
+    scores = lower_map(plan, node.scores, node.always, scored, marks_forced=False)
+    causal = score_below(node.scores).causal
+    _, forced = unit_rules(node.always, units_ranked(node.scores), causal)
+    plan.each_slab.append(
+        TopPLaunch(
+            stages=("topp",),
+            axes=plan.axes("topp"),
+            scores_buf=scores,
+            indices_buf=kept[0],
+            counts_buf=kept[1],
+            share_buf=plan.captured(table) if isinstance(table, Captured) else "",
+            p=node.p or 0.0,
+            crossing=node.crossing,
+            least=node.least,
+            granule=rows_ranking(node.scores).stride,
+            forced=forced,
+            width=scored[3],
+        )
+    )
+
+
+def _check_heads(plan: PlanBuilder, table: Captured, heads: Dim) -> None:
+    """Refuse a table of shares with another number of heads than the list has."""
+    have = {1: 1, dims.Hq: plan.heads[0], dims.Hkv: plan.heads[1]}[heads]
+    if have and table.dims[0] != have:
+        raise ShapeMismatch(
+            where=table.where,
+            left=f"topp's p of shape [{table.dims[0]}]",
+            right=f"a list of {have} heads",
+            problem=f"{table.dims[0]} numbers for {have} heads",
+            way_out="give one number for each head of the list.",
+        )
+
+
+def _best(plan: PlanBuilder, node: TopK, scores: str, kept: tuple[str, str], width: Dim) -> None:
+    plan.each_slab.append(
+        TopKLaunch(
+            stages=("topk",),
+            axes=plan.axes("topk"),
+            scores_buf=scores,
+            indices_buf=kept[0],
+            counts_buf=kept[1],
+            k=node.k,
+            width=width,
+        )
+    )
 
 
 def _choose(
@@ -152,17 +189,7 @@ def _choose(
                 rule=rule,
             )
         )
-        plan.each_slab.append(
-            TopKLaunch(
-                stages=("topk",),
-                axes=plan.axes("topk"),
-                scores_buf=scores,
-                indices_buf=indices,
-                counts_buf=counts,
-                k=node.k,
-                width=width,
-            )
-        )
+        _best(plan, node, scores, (indices, counts), width)
         return
     plan.each_slab.append(
         SelectLaunch(
@@ -195,88 +222,13 @@ def _over(units: Dim, block: int) -> Dim:
     return dims.ceildiv(units, block) - 1
 
 
-def pooled(plan: PlanBuilder, side: Node) -> Pooled:
-    """Give the buffers of q, k or a downsampled one, adding its pool launch once."""
-    if isinstance(side, (Input, Argument)):
-        return Pooled(side.name, "")
-    if side in plan.made:
-        found = plan.made[side]
-        assert isinstance(found, Pooled)
-        return found
-    state = side.name if isinstance(side, State) else ""
-    value = side.value if isinstance(side, State) else side
-    assert isinstance(value, Downsample) and isinstance(value.x, Input), value
-    if value.tail == "pad":
-        raise CannotLower(
-            where=value.where,
-            what="pooling a short last unit with zeros",
-            why="no kernel does it yet",
-            way_out="use backend='reference', or tail='keep'.",
-        )
-    assert isinstance(value.x, (Input, Argument)), value
-    source = source_type(value)
-    batch, heads, tokens, width = source.dims
-    shape = (batch, heads, units_of(value).count(tokens), width)
-    prefix = f"{value.x.name}_{value.by}"
-    main = plan.scratch(
-        prefix.replace("minmax", "max"), shape, source.dtype, f"{state}.max" if state else ""
-    )
-    low = ""
-    if value.by == "minmax":
-        low = plan.scratch(
-            prefix.replace("minmax", "min"), shape, source.dtype, f"{state}.min" if state else ""
-        )
-    launch = PoolLaunch(
-        stages=("downsample",),
-        axes=plan.axes("pool", **_pool_tile(plan, value.block)),
-        x_buf=value.x.name,
-        out_buf=main,
-        low_buf=low,
-        block=value.block,
-        stride=value.stride,
-        by=value.by,
-    )
-    plan.once.append(launch)
-    plan.made[side] = Pooled(main, low)
-    return Pooled(main, low)
-
-
-def _pool_tile(plan: PlanBuilder, block: int) -> dict[str, int]:
-    """Fill a program of short units with several of them."""
-    tokens = plan.schedule.of("pool").get("token_tile", 0)
-    short = 1 << (block - 1).bit_length()
-    if short >= tokens:
-        return {}
-    return {"token_tile": short, "unit_tile": tokens // short}
-
-
 def _rule(node: TopK, scores: Score, units: Units) -> ScoreRule:
-    """Say which units a row may and must take.
-
-    A unit is a candidate when its last token is visible to the row's last query; a forced unit is
-    taken as soon as its first token is, since the query's own unit is seldom complete."""
-    unit, newest = Sym("k"), position("q_hi")
-    complete: Expr = op("le", units.last(unit), newest) if scores.causal else TRUE
-    begun: Expr = op("le", units.first(unit), newest) if scores.causal else TRUE
-    forced: Expr = FALSE
-    for anchor in node.always:
-        forced = op("or", forced, _anchor(anchor, unit, units.stride))
-    forced = conjunction(forced, begun)
+    visible, forced = unit_rules(node.always, units, scores.causal)
     return ScoreRule(
         heads=scores.heads,
         reduce=scores.reduce,
         scale=scores.scale,
         granule=units_of(scores.q).stride,
-        visible=op("or", complete, forced),
+        visible=visible,
         forced=forced,
     )
-
-
-def _anchor(anchor: Node, unit: Expr, stride: int) -> Expr:
-    if isinstance(anchor, Sink):
-        return op("lt", unit, Lit(anchor.count))
-    assert isinstance(anchor, Local), anchor
-    first = op("floordiv", position("q_lo"), Lit(stride))
-    last = op("floordiv", position("q_hi"), Lit(stride))
-    oldest = op("sub", first, Lit(anchor.count))
-    return conjunction(op("gt", unit, oldest), op("le", unit, last))

@@ -8,7 +8,8 @@ from spcomp.errors import CannotLower
 from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.lowering.builder import PlanBuilder
-from spcomp.ir.lowering.lists import ListRef, pooled
+from spcomp.ir.lowering.lists import ListRef
+from spcomp.ir.lowering.sides import pooled
 from spcomp.ir.nodes import Downsample, Gather, Input, Node, State, Stream
 from spcomp.ir.units import TOKENS, units_of
 

@@ -9,8 +9,10 @@ from spcomp.ir import dims
 from spcomp.ir.dims import Env
 from spcomp.ir.launches import (
     AttendLaunch,
+    BlockScoresLaunch,
     GatherLaunch,
     KeysLaunch,
+    PartsLaunch,
     ScoreLaunch,
     WarpsLaunch,
 )
@@ -41,9 +43,9 @@ def fit_target(
     """Check the on-chip bytes of every launch with tiles in flight against what the target has.
 
     A program that attends holds its tile of queries, and one tile of keys and one of values for
-    each stage in flight; one that scores holds heads, and one or two tiles of units. Dims are
-    padded to a power of two. Accumulators live in registers and are not counted. widths: sizes of
-    the last dims that the pattern named.
+    each stage in flight; one that scores holds heads, and one or two tiles of units; one that
+    multiplies a map has rows and units in flight. Dims are padded to a power of two. Accumulators
+    live in registers and are not counted. widths: sizes of the last dims that the pattern named.
 
     Rewrite: none.
     Needs:   cut.
@@ -57,6 +59,8 @@ def fit_target(
                 across = dims.evaluate(plan.buffer(launch.rows_buf).dims[-1], here)
                 beside = across if launch.low_buf else 0
             needed = on_chip_bytes(tile, across, beside, element_bytes)
+            if isinstance(launch, (PartsLaunch, BlockScoresLaunch)):
+                needed = map_bytes(tile, head_dim, element_bytes, 2 if launch.low_buf else 1)
             if needed > target.shared_bytes:
                 rows, keys, stages = tile
                 return Refusal(
@@ -78,6 +82,13 @@ def on_chip_bytes(
     return (rows * wide + stages * keys * (wide + value)) * element_bytes
 
 
+def map_bytes(tile: tuple[int, int, int], head_dim: int, element_bytes: int, sides: int = 1) -> int:
+    """Give the bytes on chip of a program that multiplies a map: (rows, units, stages), rows and
+    units both in flight; sides: tiles of units of a step."""
+    rows, units, stages = tile
+    return stages * (rows + sides * units) * padded(head_dim) * element_bytes
+
+
 def _tiles(launch: Launch) -> Iterator[tuple[int, int, int]]:
     """Yield the rows, keys and stages a program with tiles in flight holds."""
     if isinstance(launch, WarpsLaunch):
@@ -86,6 +97,10 @@ def _tiles(launch: Launch) -> Iterator[tuple[int, int, int]]:
         yield launch.axis("block_q"), launch.axis("block_k"), launch.axis("stages")
     elif isinstance(launch, (GatherLaunch, KeysLaunch)):
         yield launch.axis("block_m"), launch.axis("block_k"), launch.axis("stages")
+    elif isinstance(launch, PartsLaunch):
+        yield launch.axis("block_r"), launch.axis("block_u"), launch.axis("stages")
+    elif isinstance(launch, BlockScoresLaunch):
+        yield launch.axis("block_r"), launch.axis("block_n"), launch.axis("stages")
     elif isinstance(launch, ScoreLaunch):
         yield SCORED_HEADS, launch.axis("block_u"), launch.axis("stages")
 

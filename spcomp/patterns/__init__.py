@@ -6,6 +6,6 @@ from spcomp.patterns.quest import quest
 from spcomp.patterns.streaming_llm import streaming_llm
 from spcomp.patterns.xattention import xattention
 
-SHIPPED = {p.name: p for p in (block_topk, moba, quest, streaming_llm)}
+SHIPPED = {p.name: p for p in (block_topk, moba, quest, streaming_llm, xattention)}
 
 __all__ = ["SHIPPED", "block_topk", "moba", "quest", "streaming_llm", "xattention"]

@@ -23,7 +23,7 @@ from spcomp.backends.base import Specialisation
 from spcomp.dsl.pattern import Pattern
 from spcomp.errors import CannotLower, Refused
 from spcomp.ir.plan import Phase
-from spcomp.patterns import SHIPPED, block_topk, moba, quest, streaming_llm
+from spcomp.patterns import SHIPPED, block_topk, moba, quest, streaming_llm, xattention
 
 TARGET = TARGETS["ascend910b"]
 BY_BLOCK: dict[str, Callable[[int], Pattern]] = {
@@ -31,6 +31,7 @@ BY_BLOCK: dict[str, Callable[[int], Pattern]] = {
     "moba": lambda block: moba(block=block),
     "quest": lambda block: quest(page=block),
     "streaming_llm": lambda block: streaming_llm(recent=block),
+    "xattention": lambda block: xattention(block=block),
 }
 
 
@@ -57,7 +58,7 @@ def test_whatever_is_not_refused_holds_allowed_names_alone(name: str, block: int
         for file, form in zip(source.files, forms(plan, TARGET, spec), strict=True):
             assert not breaches(file.text, form.struct, [field.name for field in form.fields])
             read += 1
-    assert read or name in ("quest", "streaming_llm")
+    assert read or name in ("quest", "streaming_llm", "xattention")
 
 
 # ---- what is refused -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import spcomp as sp
 from spcomp.api import Attention
-from spcomp.patterns import block_topk, moba, quest, streaming_llm
+from spcomp.patterns import block_topk, moba, quest, streaming_llm, xattention
 from tests import oracle
 from tests.conformance.cases import assert_same_selection
 
@@ -25,11 +25,22 @@ def documents(q, k, v, *, size=300, longest=4096):
     return sp.attend(q, sp.gather(k, rule), sp.gather(v, rule))
 
 
+@sp.pattern
+def overlapping(q, k, v):
+    """Blocks by the probabilities of overlapping units, one list a KV head (NSA)."""
+    units = sp.downsample(k, block=32, stride=16, tail="drop")
+    chances = sp.softmax(sp.score(q, units), heads="group")
+    best = sp.topk(sp.regroup(chances, block=64), k=4, always=sp.sink(1) | sp.own())
+    return sp.attend(q, sp.gather(k, best), sp.gather(v, best))
+
+
 PATTERNS: dict[str, tuple[Callable[[], sp.Pattern], int]] = {
     "block_topk": (lambda: block_topk(block=64, budget=0.25), 64),
     "moba": (lambda: moba(block=128, k_blocks=4), 128),
     "quest": (lambda: quest(page=16, budget=256), 16),
     "quest by groups": (lambda: quest(page=16, budget=256, heads="group"), 16),
+    "xattention": (lambda: xattention(block=64, stride=8, threshold=0.8), 64),
+    "overlapping": (lambda: overlapping(), 64),
     "streaming_llm": (lambda: streaming_llm(sinks=4, recent=500), 0),
     "documents": (lambda: documents(), 0),
 }

@@ -21,18 +21,21 @@ from spcomp.dsl import (
     merge,
     own,
     pattern,
+    regroup,
     score,
     sink,
+    softmax,
     stream,
     tensor,
     topk,
+    topp,
     window,
 )
 from spcomp.ir.passes import PATTERN_PIPELINE, cut
 from spcomp.ir.plan import LoopOrder, Phase, Plan
 from spcomp.ir.program import Program
 from spcomp.ir.schedule import Schedule, frozen
-from spcomp.patterns import block_topk, moba, quest, streaming_llm
+from spcomp.patterns import block_topk, moba, quest, streaming_llm, xattention
 
 # Fixed here, so that tuning the defaults of a backend changes no expectation.
 AXES: Mapping[str, Mapping[str, int]] = {
@@ -46,6 +49,11 @@ AXES: Mapping[str, Mapping[str, int]] = {
     "select": {"block_r": 16, "block_u": 32, "warps": 4, "stages": 2},
     "score": {"block_r": 16, "block_u": 32, "warps": 4, "stages": 2},
     "topk": {"block_u": 1024, "warps": 4, "stages": 1},
+    "topp": {"block_u": 1024, "warps": 4, "stages": 1},
+    "part_lse": {"block_r": 16, "block_u": 32, "part": 16, "tiles": 1, "warps": 4, "stages": 2},
+    "row_lse": {"block_r": 4, "block_n": 32, "warps": 4, "stages": 1},
+    "block_sums": {"block_r": 4, "block_n": 32, "warps": 4, "stages": 1},
+    "block_scores": {"block_r": 16, "block_n": 16, "warps": 4, "stages": 2},
     "tiles": {"chunk": 64, "warps": 4, "stages": 1},
     "invert_count": {"rows": 32, "block_u": 32, "warps": 4, "stages": 1},
     "invert_scan": {"block": 64, "warps": 4, "stages": 1},
@@ -150,6 +158,42 @@ def sunk_merge(q, k, v, *, logits):
     return merge(near, merge(attend(q, gather(k, far), gather(v, far))), sinks=logits)
 
 
+@pattern
+def overlapping(q, k, v, *, block=8, by="sum", heads="group", reduce="sum", rows=1):
+    """NSA's importance: overlapping units, summed over a group, weighed onto blocks."""
+    units = downsample(k, block=block, stride=4, tail="drop")
+    chances = softmax(score(q, units), heads=heads, reduce=reduce)
+    best = topk(regroup(chances, block=16, by=by, rows=rows), k=3, always=sink(1) | local(1))
+    return attend(q, gather(k, best), gather(v, best))
+
+
+@pattern
+def foreign_sum(q, k, v):
+    """InfLLM-V2's: divided by the sum over coarser units, the highest unit of a block counts."""
+    fine = downsample(k, block=8, stride=4, tail="drop")
+    coarse = downsample(k, block=32, stride=16, tail="drop")
+    chances = softmax(score(q, fine), over=score(q, coarse), heads="group")
+    best = topk(regroup(chances, block=16, by="max"), k=3, always=sink(1) | local(1))
+    return attend(q, gather(k, best), gather(v, best))
+
+
+@pattern
+def highest(q, k, v):
+    """Plain scores, by their bound, the highest of a block and of its heads."""
+    pages = downsample(k, block=4, by="minmax")
+    pooled = regroup(score(q, pages, heads="group", reduce="max"), block=16, rows=16, by="max")
+    best = topk(pooled, k=2)
+    return attend(q, gather(k, best), gather(v, best))
+
+
+@pattern
+def shares(q, k, v):
+    """A share of the softmax of pooled blocks, without what would pass it."""
+    rows, units = (downsample(x, block=16) for x in (q, k))
+    best = topp(softmax(score(rows, units)), p=0.7, crossing="drop", least=2, always=local(1))
+    return attend(q, gather(k, best), gather(v, best))
+
+
 def _indices() -> tuple[Tensor, Tensor]:
     indices = torch.tensor([[0, 2, -1], [1, -1, -1], [0, 1, 3], [3, -1, -1], [0, 2, 3]])
     counts = (indices >= 0).sum(-1)
@@ -183,9 +227,16 @@ def patterns() -> dict[str, Pattern]:
         "sunk": sunk(logits=logits),
         "sunk_lists": sunk_lists(logits=logits),
         "sunk_merge": sunk_merge(logits=logits),
+        "xattention": xattention(block=16, stride=4, threshold=0.7),
+        "xattention-heads": xattention(block=16, stride=8, threshold=SHARES),
+        "overlapping": overlapping(),
+        "foreign_sum": foreign_sum(),
+        "highest": highest(),
+        "shares": shares(),
     }
 
 
+SHARES = torch.tensor([0.0, 0.5, 0.9, 1.0])
 PATTERNS = patterns()
 NO_PLAN = {"marked"}  # block masks become lists in `compile`
 LOWERED = [name for name in PATTERNS if name not in NO_PLAN]

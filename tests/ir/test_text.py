@@ -145,7 +145,8 @@ def test_wide_calls_go_over_several_lines() -> None:
 HEAD = 'pattern p()\n%0 = Input(name="q", role="query")\n'
 KEYS = HEAD + '%1 = Input(name="k", role="key")\n'
 LAUNCHES = (
-    "PoolLaunch, SelectLaunch, ScoreLaunch, TopKLaunch, TilesLaunch, AttendLaunch, "
+    "PoolLaunch, SelectLaunch, ScoreLaunch, TopKLaunch, PartsLaunch, RowLseLaunch, "
+    "BlockSumsLaunch, BlockScoresLaunch, TopPLaunch, TilesLaunch, AttendLaunch, "
     "WarpsLaunch, GatherLaunch, InvertLaunch, KeysLaunch, MergeLaunch"
 )
 STAGES = (

@@ -15,15 +15,20 @@ AXES = frozen(
         "attend": {"block_q": 64, "block_k": 64},
         "attend_gather": {"block_m": 16, "block_k": 64, "programs": 4, "max_splits": 4},
         "attend_keys": {"block_m": 64, "block_k": 64},
+        "block_scores": {"block_r": 16, "block_n": 16},
+        "block_sums": {"block_r": 8, "block_n": 128},
         "invert_count": {"rows": 128},
         "invert_fill": {"rows": 128},
         "invert_scan": {},
         "merge": {},
+        "part_lse": {"block_r": 16, "block_u": 64, "part": 16, "tiles": 1},
         "pool": {"unit_tile": 1, "token_tile": 64},
+        "row_lse": {"block_r": 8, "block_n": 128},
         "score": {"block_u": 64},
         "select": {"block_r": 16, "block_u": 64},
         "tiles": {},
         "topk": {"block_u": 1024},
+        "topp": {"block_u": 1024},
     }
 )
 

@@ -12,22 +12,27 @@ from typing import Any
 
 from torch import Tensor
 
-from spcomp.backends.reference import plan_attend, plan_lists
+from spcomp.backends.reference import plan_attend, plan_lists, plan_maps
 from spcomp.backends.reference.attending import Result
 from spcomp.backends.reference.pattern import LOGITS_AT_ONCE
 from spcomp.backends.reference.slab import Slab
 from spcomp.ir import dims
 from spcomp.ir.launches import (
     AttendLaunch,
+    BlockScoresLaunch,
+    BlockSumsLaunch,
     GatherLaunch,
     InvertLaunch,
     KeysLaunch,
     MergeLaunch,
+    PartsLaunch,
     PoolLaunch,
+    RowLseLaunch,
     ScoreLaunch,
     SelectLaunch,
     TilesLaunch,
     TopKLaunch,
+    TopPLaunch,
     WarpsLaunch,
 )
 from spcomp.ir.plan import Launch, Plan, Slabs
@@ -37,6 +42,11 @@ RUNNERS: Mapping[type[Launch], Callable[[Any, Slab], None]] = {
     ScoreLaunch: plan_lists.run_score,
     TopKLaunch: plan_lists.run_topk,
     SelectLaunch: plan_lists.run_select,
+    PartsLaunch: plan_maps.run_parts,
+    RowLseLaunch: plan_maps.run_row_lse,
+    BlockSumsLaunch: plan_maps.run_block_sums,
+    BlockScoresLaunch: plan_maps.run_block_scores,
+    TopPLaunch: plan_maps.run_topp,
     TilesLaunch: plan_lists.run_tiles,
     InvertLaunch: plan_lists.run_invert,
     AttendLaunch: plan_attend.run_attend,

@@ -19,6 +19,7 @@ from spcomp.ir.launches import (
     SelectLaunch,
     TilesLaunch,
     TopKLaunch,
+    TopPLaunch,
 )
 
 TILE_BITS = 24
@@ -44,18 +45,24 @@ def _scored(launch: SelectLaunch | ScoreLaunch, slab: Slab) -> tuple[Tensor, Ten
     high = slab.read(launch.units_buf).detach().to(slab.dtype)
     low = slab.read(launch.low_buf).to(slab.dtype) if launch.low_buf else None
     values = unit_scores(q, high, low, rule.heads, rule.reduce) * rule.scale
-    first = slab.begin + slab.arange(values.shape[2])[:, None] * rule.granule
-    symbols = {
-        **slab.symbols(values.shape[1]),
-        "q_lo": first,
-        "q_hi": (first + rule.granule).clamp(max=slab.env["Sq"]) - 1,
-        "k": slab.arange(values.shape[3]),
-    }
-    able, always = (_truth(e, symbols, slab, values) for e in (rule.visible, rule.forced))
+    symbols = unit_symbols(rule.granule, slab, values)
+    able, always = (truth(e, symbols, slab, values) for e in (rule.visible, rule.forced))
     return values, able, always & able
 
 
-def _truth(expr: Expr, symbols: dict[str, Value], slab: Slab, like: Tensor) -> Tensor:
+def unit_symbols(granule: int, slab: Slab, like: Tensor) -> dict[str, Value]:
+    """Give the symbols of a rule over the rows and units of scores [B,Hl,Nr,Nk]."""
+    first = slab.begin + slab.arange(like.shape[2])[:, None] * granule
+    return {
+        **slab.symbols(like.shape[1]),
+        "q_lo": first,
+        "q_hi": (first + granule).clamp(max=slab.env["Sq"]) - 1,
+        "k": slab.arange(like.shape[3]),
+    }
+
+
+def truth(expr: Expr, symbols: dict[str, Value], slab: Slab, like: Tensor) -> Tensor:
+    """Evaluate a predicate to truth values of a tensor's shape."""
     value = evaluate(expr, symbols, slab.tensors, slab.dtype)
     return torch.as_tensor(value, device=like.device).bool().expand_as(like)
 
@@ -70,17 +77,18 @@ def run_score(launch: ScoreLaunch, slab: Slab) -> None:
 def run_select(launch: SelectLaunch, slab: Slab) -> None:
     """Score and choose."""
     values, able, always = _scored(launch, slab)
-    _write_list(launch, best(values, able, always, slab.number(launch.k)), slab)
+    write_list(launch, best(values, able, always, slab.number(launch.k)), slab)
 
 
 def run_topk(launch: TopKLaunch, slab: Slab) -> None:
     """Choose from scores."""
     values = slab.read(launch.scores_buf)
     able, always = values != -torch.inf, values == torch.inf
-    _write_list(launch, best(values, able, always, slab.number(launch.k)), slab)
+    write_list(launch, best(values, able, always, slab.number(launch.k)), slab)
 
 
-def _write_list(launch: SelectLaunch | TopKLaunch, kept: Tensor, slab: Slab) -> None:
+def write_list(launch: SelectLaunch | TopKLaunch | TopPLaunch, kept: Tensor, slab: Slab) -> None:
+    """Write marked units as a list and its counts."""
     width = slab.number(launch.width)
     indices, counts = listed(kept, width)
     slab.write(launch.indices_buf, _fitted(indices, width))
@@ -158,8 +166,8 @@ def _on_tiles(launch: TilesLaunch, flags: list[Tensor], slab: Slab) -> tuple[Ten
     symbols = _tile_symbols(launch, flags, slab)
     like = torch.empty(_tile_shape(launch, slab), device=slab.device)
     return (
-        _truth(launch.somewhere, symbols, slab, like),
-        _truth(launch.everywhere, symbols, slab, like),
+        truth(launch.somewhere, symbols, slab, like),
+        truth(launch.everywhere, symbols, slab, like),
     )
 
 
@@ -177,7 +185,7 @@ def _on_elements(launch: TilesLaunch, flags: list[Tensor], slab: Slab) -> tuple[
     for n, flag in enumerate(flags):
         values[f"chosen{n}"] = flag[:, :, row // block_q][..., key // block_k]
     like = torch.empty(*shape[:2], slab.rows, keys, device=slab.device)
-    held = _truth(launch.predicate, values, slab, like)
+    held = truth(launch.predicate, values, slab, like)
     padding = (0, shape[3] * block_k - keys, 0, shape[2] * block_q - slab.rows)
 
     def tiled(fill: bool) -> Tensor:

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from spcomp.backends.base import Specialisation
 from spcomp.codegen.render import TEMPLATES
+from spcomp.ir.passes.fit_target import map_bytes
 from spcomp.ir.schedule import AxisSpace, KernelAxes, frozen
 from spcomp.ir.target import Target
 
@@ -37,7 +38,7 @@ def default_axes(target: Target, spec: Specialisation) -> KernelAxes:
         for axes in table.values():
             if "programs" in axes:
                 axes["programs"] = 4
-        table["topk"]["block_u"] = 1024
+        table["topk"]["block_u"] = table["topp"]["block_u"] = 1024
         table["tiles"]["chunk"] = 64
     return frozen(table)
 
@@ -83,6 +84,8 @@ _FLOAT32 = {
     "attend_gather": {"block_m": 16, "block_k": 16, "warps": 4, "stages": 2},
     "select": {"block_r": 32, "block_u": 64, "warps": 8, "stages": 2},
     "score": {"block_u": 32, "warps": 4, "stages": 2},
+    "part_lse": {"block_r": 32, "block_u": 32, "warps": 8, "stages": 2},
+    "block_scores": {"block_r": 32, "block_n": 32, "warps": 4, "stages": 2},
 }
 _WIDE_HEADS = {
     "attend": {"block_q": 128, "block_k": 32, "warps": 8, "stages": 2},
@@ -106,6 +109,8 @@ def _fit(table: dict[str, dict[str, int]], target: Target, spec: Specialisation)
         table["score"]["block_u"], table["score"]["stages"] = 32, 2
     for kernel in ("attend", "attend_keys", "attend_gather"):
         _shrink(table[kernel], target, spec)
+    _shrink_map(table["part_lse"], "block_u", target, spec)
+    _shrink_map(table["block_scores"], "block_n", target, spec)
 
 
 def _take(table: dict[str, dict[str, int]], tiles: dict[str, dict[str, int]]) -> None:
@@ -124,6 +129,22 @@ def _shrink(axes: dict[str, int], target: Target, spec: Specialisation) -> None:
             axes[rows] //= 2
         else:
             axes["block_k"] //= 2
+
+
+def _shrink_map(axes: dict[str, int], units: str, target: Target, spec: Specialisation) -> None:
+    """Take fewer stages, then smaller tiles, until rows and units in flight fit on chip."""
+
+    def needed() -> int:
+        tile = axes["block_r"], axes[units], axes["stages"]
+        return map_bytes(tile, spec.head_dim, spec.element_bytes)
+
+    while needed() > target.shared_bytes and axes["block_r"] > 16:
+        if axes["stages"] > 2:
+            axes["stages"] -= 1
+        elif axes["block_r"] > axes[units]:
+            axes["block_r"] //= 2
+        else:
+            axes[units] //= 2
 
 
 def attend_bytes(axes: dict[str, int], rows: str, spec: Specialisation) -> int:

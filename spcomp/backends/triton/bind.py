@@ -23,18 +23,30 @@ from spcomp.backends.triton.bind_lists import (
     bind_tiles,
     bind_topk,
 )
+from spcomp.backends.triton.bind_maps import (
+    bind_block_scores,
+    bind_block_sums,
+    bind_parts,
+    bind_row_lse,
+    bind_topp,
+)
 from spcomp.backends.triton.layouts import Binding
 from spcomp.ir.launches import (
     AttendLaunch,
+    BlockScoresLaunch,
+    BlockSumsLaunch,
     GatherLaunch,
     InvertLaunch,
     KeysLaunch,
     MergeLaunch,
+    PartsLaunch,
     PoolLaunch,
+    RowLseLaunch,
     ScoreLaunch,
     SelectLaunch,
     TilesLaunch,
     TopKLaunch,
+    TopPLaunch,
     WarpsLaunch,
 )
 from spcomp.ir.plan import Launch, Plan
@@ -55,6 +67,11 @@ BINDINGS: dict[type[Launch], Callable[..., Binding]] = {
     SelectLaunch: bind_select,
     ScoreLaunch: bind_score,
     TopKLaunch: bind_topk,
+    PartsLaunch: bind_parts,
+    RowLseLaunch: bind_row_lse,
+    BlockSumsLaunch: bind_block_sums,
+    BlockScoresLaunch: bind_block_scores,
+    TopPLaunch: bind_topp,
     TilesLaunch: bind_tiles,
     AttendLaunch: bind_attend,
     WarpsLaunch: bind_attend_ws,

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import spcomp.backends.triton.contexts.attend as attend
 import spcomp.backends.triton.contexts.invert as invert
+import spcomp.backends.triton.contexts.maps as maps
 import spcomp.backends.triton.contexts.pool as pool
 import spcomp.backends.triton.contexts.select as select
 import spcomp.backends.triton.contexts.tiles as tiles
@@ -22,15 +23,21 @@ from spcomp.ir.dim_exprs import expr_of
 from spcomp.ir.expr import Expr
 from spcomp.ir.launches import (
     AttendLaunch,
+    BlockScoresLaunch,
+    BlockSumsLaunch,
     GatherLaunch,
     InvertLaunch,
     KeysLaunch,
+    MapRule,
     MergeLaunch,
+    PartsLaunch,
     PoolLaunch,
+    RowLseLaunch,
     ScoreLaunch,
     SelectLaunch,
     TilesLaunch,
     TopKLaunch,
+    TopPLaunch,
     WarpsLaunch,
 )
 from spcomp.ir.plan import Launch, Plan
@@ -172,6 +179,82 @@ def _topk(launch: TopKLaunch, s: Setting) -> object:
     )
 
 
+def _logits(launch: PartsLaunch | BlockScoresLaunch, rule: MapRule, s: Setting) -> dict[str, Any]:
+    """Give what the kernels that multiply the rows and units of a map share."""
+    return {
+        "header": s.header,
+        "head_dim": s.spec.head_dim,
+        "block_r": launch.axis("block_r"),
+        "num_stages": launch.axis("stages"),
+        "size": rule.size,
+        "is_crossed": rule.is_crossed,
+        "is_bound": bool(launch.low_buf),
+        "is_float32": s.is_float32,
+        "is_interpreted": s.is_interpreted,
+    }
+
+
+def _parts(launch: PartsLaunch, s: Setting) -> object:
+    rule = launch.rule
+    return maps.parts_context(
+        block_u=launch.axis("block_u"),
+        tiles=launch.axis("tiles"),
+        part=launch.axis("part"),
+        visible=rule.visible,
+        granule=rule.granule,
+        **_logits(launch, rule, s),
+    )
+
+
+def _row_lse(launch: RowLseLaunch, s: Setting) -> object:
+    return maps.RowLseContext(s.header, launch.axis("block_r"), launch.axis("block_n"))
+
+
+def _block_sums(launch: BlockSumsLaunch, s: Setting) -> object:
+    rule = launch.rule
+    return maps.block_sums_context(
+        header=s.header,
+        block_r=launch.axis("block_r"),
+        block_n=launch.axis("block_n"),
+        ratio=rule.granule // launch.fine,
+        granule=rule.granule,
+        is_mean=rule.heads != "query" and rule.reduce == "mean",
+        visible=rule.visible,
+        forced=rule.forced,
+    )
+
+
+def _block_scores(launch: BlockScoresLaunch, s: Setting) -> object:
+    rule = launch.rule
+    return maps.block_scores_context(
+        block_n=launch.axis("block_n"),
+        fine=launch.logits.granule,
+        span=launch.span,
+        stride=launch.stride,
+        block=launch.block,
+        has_lse=bool(launch.lse_buf),
+        reduction="none" if rule.heads == "query" else rule.reduce,
+        is_highest=launch.by == "max",
+        candidate=launch.logits.visible,
+        visible=rule.visible,
+        forced=rule.forced,
+        granule=rule.granule,
+        **_logits(launch, launch.logits, s),
+    )
+
+
+def _topp(launch: TopPLaunch, s: Setting) -> object:
+    return maps.topp_context(
+        header=s.header,
+        block_u=launch.axis("block_u"),
+        granule=launch.granule,
+        least=launch.least,
+        is_dropped=launch.crossing == "drop",
+        table=launch.share_buf,
+        forced=launch.forced,
+    )
+
+
 def _tiles(launch: TilesLaunch, s: Setting) -> object:
     return tiles.tiles_context(
         header=s.header,
@@ -301,6 +384,11 @@ CONTEXTS: dict[type[Launch], Callable[..., object]] = {
     SelectLaunch: _select,
     ScoreLaunch: _score,
     TopKLaunch: _topk,
+    PartsLaunch: _parts,
+    RowLseLaunch: _row_lse,
+    BlockSumsLaunch: _block_sums,
+    BlockScoresLaunch: _block_scores,
+    TopPLaunch: _topp,
     TilesLaunch: _tiles,
     InvertLaunch: _invert,
     AttendLaunch: _attend,

@@ -27,3 +27,12 @@ def heads_per_program(list_group: int, group: int) -> int:
     """Give the query heads one program serves: those of a KV head when they share a list, else
     one."""
     return group if list_group >= group else 1
+
+
+MOST_WIDE = 16  # units of a part that a step of part_lse multiplies
+
+
+def wide_of(part: int, block_u: int) -> int:
+    """Give the units of a part of `part` units that one step of `block_u` units takes: the largest
+    power of two in it, up to a limit."""
+    return min(part & -part, MOST_WIDE, block_u)

@@ -23,7 +23,7 @@ TRITON_TYPES = {
     "uint8": "u8",
     "bool": "i1",
 }
-FLOATS = ("scale", "scale_log2")
+FLOATS = ("scale", "scale_log2", "share")
 CONSTANT = "constexpr"
 
 

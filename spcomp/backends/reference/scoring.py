@@ -90,8 +90,8 @@ def shared(by_head: Tensor, kv_heads: int, heads: HeadSharing, reduce: Reduction
     if heads == "query":
         return by_head
     lists = kv_heads if heads == "group" else 1
-    batch, heads, *rest = by_head.shape
-    grouped = by_head.reshape(batch, lists, heads // lists, *rest)
+    batch, count, *rest = by_head.shape
+    grouped = by_head.reshape(batch, lists, count // lists, *rest)
     if reduce == "max":
         return grouped.amax(dim=2)
     return grouped.mean(dim=2) if reduce == "mean" else grouped.sum(dim=2)

@@ -35,7 +35,6 @@ from rich.table import Table
 
 import spcomp as sp
 from spcomp import capture
-from spcomp.api import with_scale
 from spcomp.autotune import fidelity, measure, price, survey
 from spcomp.autotune.report import pages, tables
 from spcomp.autotune.report.record import (
@@ -50,6 +49,7 @@ from spcomp.autotune.report.record import (
 )
 from spcomp.backends.base import Source
 from spcomp.backends.reference.pattern import run_program
+from spcomp.dsl.scaling import with_scale
 from spcomp.integrations import transformers as plug
 from spcomp.patterns import block_topk, moba, quest, streaming_llm
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, Literal, get_args, overload
 from weakref import WeakSet, WeakValueDictionary
 
 import torch
@@ -16,51 +14,24 @@ from torch import Tensor
 
 from spcomp import arguments, call_tensors, compiler, packed, torch_op
 from spcomp.backends import registry
-from spcomp.backends.base import Backend, Executable, Source, Specialisation, default_schedule
+from spcomp.backends.base import Backend, Specialisation, default_schedule
+from spcomp.built import Admitted, Built, Epoch
 from spcomp.dsl.pattern import Pattern, PatternFunction
+from spcomp.dsl.scaling import with_scale
 from spcomp.dsl.tensors import canonical_lists
 from spcomp.errors import NotWarmedUp, UnknownChoice, WrongArguments
 from spcomp.explanation import explanation
-from spcomp.ir.nodes import Attend, Captured, Given, Node, Softmax
-from spcomp.ir.nodes.base import rebuild
-from spcomp.ir.plan import LoopOrder, Phase, Plan
+from spcomp.handles import handle_of, lists_of, versions_of
+from spcomp.ir.plan import LoopOrder, Phase
 from spcomp.ir.program import Program
 from spcomp.ir.schedule import AxisChanges
 from spcomp.ir.target import Target
-from spcomp.ir.text import print_program
 from spcomp.settings import current
 
 MOST_ADMITTED = 256  # calls of different shapes that need no check any more
 MOST_BUILT = 64  # plans of one pattern: phases, dtypes, devices, scales, widths of lists
 _NOTHING_KEPT: Mapping[str, Tensor] = {}
 ORDERS: tuple[LoopOrder, ...] = get_args(LoopOrder)
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """One plan of a pattern, ready to run; without plan and source where a backend interprets the
-    pattern itself."""
-
-    plan: Plan | None
-    target: Target
-    spec: Specialisation
-    source: Source | None
-    executable: Executable
-
-
-Admitted: TypeAlias = tuple[dict[str, int], Executable, dict[str, Tensor]]
-"""A call that passed its checks: its symbols, what runs it, the tables of its pattern."""
-
-
-@dataclass(slots=True)
-class _Epoch:
-    """The time between two writes to a pattern's lists: the lists sorted, calls that passed.
-
-    A thread that still holds an old one leaves nothing in the new one."""
-
-    versions: tuple[int, ...]
-    admitted: dict[tuple[object, ...], Admitted] = field(default_factory=dict)
-    canonical: Pattern | None = None
 
 
 class Compiled:
@@ -154,7 +125,7 @@ class Attention:
         self.tables = list(self.pattern.tensors.values())
         self.takes = self.compiled.takes
         self._lists = lists_of(self.pattern)
-        self._epoch = _Epoch(versions_of(self._lists))
+        self._epoch = Epoch(versions_of(self._lists))
         self.compiled.join(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -312,7 +283,7 @@ class Attention:
             inputs |= call_tensors.named(self.takes, given)
         return executable.run(inputs, env, kept)
 
-    def admit(self, epoch: _Epoch, key: tuple[object, ...], known: Admitted) -> None:
+    def admit(self, epoch: Epoch, key: tuple[object, ...], known: Admitted) -> None:
         """Keep a call that passed its checks; all others go when there are too many."""
         if len(epoch.admitted) >= MOST_ADMITTED:
             epoch.admitted.clear()
@@ -360,17 +331,17 @@ class Attention:
             arguments.check_gradients(name, {"q": q, "k": k, "v": v, **tables, **own})
         return env
 
-    def now(self) -> _Epoch:
+    def now(self) -> Epoch:
         """Begin a new epoch when a list of the pattern was written to since it was sorted.
 
         Tables of a rule need no such care: the kernels read them at each call.
         """
         epoch, versions = self._epoch, versions_of(self._lists)
         if versions != epoch.versions:
-            epoch = self._epoch = _Epoch(versions)
+            epoch = self._epoch = Epoch(versions)
         return epoch
 
-    def _canonical(self, epoch: _Epoch) -> Pattern:
+    def _canonical(self, epoch: Epoch) -> Pattern:
         """Give the pattern with its lists sorted; twice at once is harmless."""
         if epoch.canonical is None:
             if self._lists and _is_captured(self._lists[0]):
@@ -385,7 +356,7 @@ class Attention:
             epoch.canonical = canonical_lists(self.pattern)
         return epoch.canonical
 
-    def tables_of(self, epoch: _Epoch) -> dict[str, Tensor]:
+    def tables_of(self, epoch: Epoch) -> dict[str, Tensor]:
         """Give the pattern's tensors by the names that plans have for them."""
         return self._canonical(epoch).tensors if self.tables else {}
 
@@ -397,7 +368,7 @@ class Attention:
 
     def _built(
         self,
-        epoch: _Epoch,
+        epoch: Epoch,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -408,7 +379,7 @@ class Attention:
         return self.built_as(epoch, q, phase_of(q), spec, scale)
 
     def built_as(
-        self, epoch: _Epoch, q: Tensor, phase: Phase, spec: Specialisation, scale: float | None
+        self, epoch: Epoch, q: Tensor, phase: Phase, spec: Specialisation, scale: float | None
     ) -> Built:
         """Give the plan, source and executable of calls of one kind on q's device."""
         device = q.device
@@ -440,7 +411,7 @@ class Attention:
 
     def _build(
         self,
-        epoch: _Epoch,
+        epoch: Epoch,
         backend: Backend,
         target: Target,
         spec: Specialisation,
@@ -497,53 +468,12 @@ def phase_of(q: Tensor) -> Phase:
     return compiler.phase_for(q.shape[2])
 
 
-def handle_of(
-    pattern: Pattern, backend: str | None, order: LoopOrder | None, axes: AxisChanges | None
-) -> str:
-    """Name what a compiled pattern means: `<pattern>-<20 hex digits>`, of the IR text, the names of
-    its tensors and the options; equal in every process."""
-    changes = {kernel: dict(values) for kernel, values in (axes or {}).items()}
-    options = json.dumps([list(pattern.tensors), backend, order, changes], sort_keys=True)
-    text = print_program(pattern.program, comments=False)
-    return f"{pattern.name}-{hashlib.sha256(f'{text}{options}'.encode()).hexdigest()[:20]}"
-
-
-def lists_of(pattern: Pattern) -> tuple[Tensor, ...]:
-    """Give the index lists, counts and block masks a pattern brought."""
-    if not pattern.tensors:
-        return ()
-    given = [n for n in pattern.program.stages() if isinstance(n, Given)]
-    sides = [side for n in given for side in (n.tensor, n.counts)]
-    return tuple(pattern.tensors[side.name] for side in sides if isinstance(side, Captured))
-
-
-def versions_of(lists: Sequence[Tensor]) -> tuple[int, ...]:
-    """Give numbers that change when a list is written to; those of inference mode count nothing."""
-    return tuple([0 if t.is_inference() else t._version for t in lists])
-
-
 def _is_captured(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _scaled(pattern: Pattern, scale: float | None) -> Pattern:
     return pattern if scale is None else with_scale(pattern, scale)
-
-
-def with_scale(pattern: Pattern, scale: float) -> Pattern:
-    """Give the pattern with another softmax scale.
-
-    Probabilities it ranks by take it as well, unless they have a scale of their own."""
-
-    def visit(node: Node) -> Node:
-        changed = rebuild(node, visit)
-        if isinstance(changed, Attend):
-            return replace(changed, scale=scale)
-        if isinstance(changed, Softmax) and changed.scale is None:
-            return replace(changed, scale=scale)
-        return changed
-
-    return Pattern(replace(pattern.program, result=visit(pattern.program.result)), pattern.tensors)
 
 
 def _nothing(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

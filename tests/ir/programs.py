@@ -180,7 +180,7 @@ def foreign_sum(q, k, v):
 @pattern
 def highest(q, k, v):
     """Plain scores, by their bound, the highest of a block and of its heads."""
-    pages = downsample(k, block=4, by="minmax")
+    pages = downsample(k, block=8, by="minmax")
     pooled = regroup(score(q, pages, heads="group", reduce="max"), block=16, rows=16, by="max")
     best = topk(pooled, k=2)
     return attend(q, gather(k, best), gather(v, best))

@@ -65,6 +65,7 @@ OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
     (State, "value"): (Downsample,),
     (Score, "q"): (*_TENSORS, Argument, Probe),
     (Score, "k"): (*_TENSORS, Argument),
+    (Score, "weights"): (Argument,),
     (Softmax, "scores"): (Score,),
     (Softmax, "over"): (Score,),
     (Regroup, "scores"): (Score, Softmax, Sums),

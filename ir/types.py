@@ -153,7 +153,7 @@ def _type(node: Node, types: dict[Node, Type]) -> Type:
     if isinstance(node, State):
         return types[node.value]
     if isinstance(node, Score):
-        return _scored(node, _tensor(types[node.q]), _tensor(types[node.k]))
+        return _scored(node, types)
     if isinstance(node, Softmax):
         return _probabilities(node, types)
     if isinstance(node, Regroup):
@@ -194,7 +194,8 @@ def _pooled(node: Downsample, x: TensorType) -> TensorType:
     return TensorType((batch, heads, 1 if is_one else units_of(node).count(tokens), width), x.dtype)
 
 
-def _scored(node: Score, q: TensorType, k: TensorType) -> TensorType:
+def _scored(node: Score, types: dict[Node, Type]) -> TensorType:
+    q, k = _tensor(types[node.q]), _tensor(types[node.k])
     for argument, side, role in (("q", node.q, "query"), ("units", node.k, "key")):
         if role_of(side) != role:
             raise WrongStage(
@@ -214,6 +215,8 @@ def _scored(node: Score, q: TensorType, k: TensorType) -> TensorType:
             way_out="downsample q with stride equal to block and tail='keep'.",
         )
     _check_product(node, q, k)
+    if node.weights is not None:
+        _check_weights(node, q, _tensor(types[node.weights]))
     return TensorType((dims.B, list_heads(node), q.dims[2], k.dims[2]), "float32")
 
 
@@ -252,6 +255,28 @@ def _check_product(node: Score, q: TensorType, k: TensorType) -> None:
             why="attention reads one list for all heads, for each KV head or for each query head",
             way_out='join the heads: score(..., heads="all", reduce="sum").',
         )
+
+
+def _check_weights(node: Score, q: TensorType, weights: TensorType) -> None:
+    """Check that there is one weight for each head and row that is scored, and rows are tokens."""
+    is_float = weights.dtype == DATA or "float" in weights.dtype
+    if weights.dims == (dims.B, q.dims[1], dims.Sq) and q.dims[2] == dims.Sq and is_float:
+        return
+    if q.dims[2] != dims.Sq:
+        raise CannotLower(
+            where=node.where,
+            what=f"weights of queries for rows of {q.dims[2]}",
+            why="a weight belongs to one query of a head, and these rows are not all queries",
+            way_out="score q itself, or leave weights out.",
+        )
+    raise WrongStage(
+        where=node.where,
+        verb="score",
+        argument="weights",
+        wanted=f"a float tensor [B, {q.dims[1]}, Sq], one value for each head and query scored,",
+        given=f"a tensor of {weights}",
+        way_out=f"declare it with tensor('B {q.dims[1]} Sq').",
+    )
 
 
 def _folded(node: Fold, x: TensorType) -> TensorType:

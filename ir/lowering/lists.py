@@ -129,8 +129,9 @@ def _topk(plan: PlanBuilder, node: Node) -> ListRef:
     indices = plan.scratch("indices", (*shape, width), "int32")
     counts = plan.scratch("counts", shape, "int32")
     q, k = pooled(plan, scores.q), pooled(plan, scores.k)
+    weights = scores.weights.name if isinstance(scores.weights, Argument) else ""
     rule = _rule(node, scores, units)
-    _choose(plan, node, rule, (q, k), (indices, counts), (*shape, count), width)
+    _choose(plan, node, rule, (q, k), weights, (indices, counts), (*shape, count), width)
     return ListRef(indices, counts, dims.B, heads, granule, units.stride, width, count)
 
 
@@ -139,6 +140,7 @@ def _choose(
     node: TopK,
     rule: ScoreRule,
     sides: tuple[Pooled, Pooled],
+    weights: str,
     kept: tuple[str, str],
     scored: tuple[Dim, ...],
     width: Dim,
@@ -156,6 +158,7 @@ def _choose(
                 rows_buf=q.main,
                 units_buf=k.main,
                 low_buf=k.low,
+                weights_buf=weights,
                 scores_buf=scores,
                 rule=rule,
             )
@@ -179,6 +182,7 @@ def _choose(
             rows_buf=q.main,
             units_buf=k.main,
             low_buf=k.low,
+            weights_buf=weights,
             keys_buf=_keys_buffer(plan, scored[:3], scored[3]),
             indices_buf=indices,
             counts_buf=counts,
@@ -277,6 +281,7 @@ def _rule(node: TopK, scores: Score, units: Units) -> ScoreRule:
         granule=units_of(scores.q).stride,
         visible=op("or", complete, forced),
         forced=forced,
+        activation=scores.activation,
     )
 
 

@@ -33,7 +33,7 @@ from spcomp.ir.nodes import (
     TopP,
     Union,
 )
-from spcomp.ir.nodes.score import JOININGS, REDUCTIONS, SHARINGS
+from spcomp.ir.nodes.score import ACTIVATIONS, JOININGS, REDUCTIONS, SHARINGS
 from spcomp.ir.nodes.select import CROSSINGS, EXTENTS
 from spcomp.ir.units import units_ranked
 
@@ -49,6 +49,8 @@ def score(
     mask: str | None = "causal",
     heads: str = "query",
     reduce: str = "mean",
+    activation: str = "none",
+    weights: Node | None = None,
 ) -> Score:
     """Score units of keys for rows of queries, in float32.
 
@@ -56,7 +58,9 @@ def score(
     call in its place, [B,X,Sq,Y] or [B,X,Skv,Y], or a downsample() of one, where the heads X of the
     units serve as many heads of the rows each. By a "minmax" pair the score is the upper bound of
     q·k inside the unit, otherwise the dot product. heads: who shares one list, "query" (each query
-    head its own), "group" (the heads of a KV head) or "all"; `reduce` joins their scores. mask
+    head its own), "group" (the heads of a KV head) or "all"; `reduce` joins their scores.
+    activation "relu" sets scores below 0 to 0, and weights, a tensor of the call with one value for
+    each head and query, tensor('B Hi Sq'), multiply them; both before heads are joined. mask
     "causal" leaves out units whose last token is later than the row's last query.
     Raises: UnknownChoice, NotANumber, WrongStage.
     """
@@ -72,9 +76,14 @@ def score(
     check.choice("score", "mask", mask, ("causal", None))  # type: ignore[arg-type]
     check.choice("score", "heads", heads, SHARINGS)
     check.choice("score", "reduce", reduce, REDUCTIONS)
+    check.choice("score", "activation", activation, ACTIVATIONS)
+    if weights is not None:
+        wanted = "a tensor of the call"
+        example = "score(iq, ik, weights=iw), with iw: tensor('B Hi Sq')"
+        check.stage("score", "weights", weights, (Argument,), wanted, example)
     scale = check.number("score", "scale", scale)
-    line = user_line()
-    return Score(q, units, scale, mask == "causal", heads, reduce, where=line)  # type: ignore[arg-type]
+    rule = (scale, mask == "causal", heads, reduce, activation, weights)
+    return Score(q, units, *rule, where=user_line())  # type: ignore[arg-type]
 
 
 def softmax(

@@ -109,7 +109,7 @@ def _fit(table: dict[str, dict[str, int]], target: Target, spec: Specialisation)
     if spec.element_bytes == 4:
         _take(table, _FLOAT32)
     if spec.head_dim > MAX_HEAD_DIM or spec.value_dim > MAX_HEAD_DIM:
-        _take(table, _LATENT[spec.element_bytes])
+        _take(table, _LATENT.get(spec.element_bytes, {}))
     if target.arch.startswith("hip"):
         table["score"]["block_u"], table["score"]["stages"] = 32, 2
     for kernel in ("attend", "attend_keys", "attend_gather"):

@@ -48,6 +48,7 @@ from spcomp.ir.nodes import (
 )
 from spcomp.ir.nodes.score import SHARINGS
 from spcomp.ir.program import Program
+from spcomp.ir.score_sides import check_product, check_weights
 from spcomp.ir.units import (
     TOKENS,
     probe_below,
@@ -214,69 +215,10 @@ def _scored(node: Score, types: dict[Node, Type]) -> TensorType:
             why="the blocks of queries must tile the sequence, so that each query has one list",
             way_out="downsample q with stride equal to block and tail='keep'.",
         )
-    _check_product(node, q, k)
+    check_product(node, q, k, list_heads(node))
     if node.weights is not None:
-        _check_weights(node, q, _tensor(types[node.weights]))
+        check_weights(node, q, _tensor(types[node.weights]))
     return TensorType((dims.B, list_heads(node), q.dims[2], k.dims[2]), "float32")
-
-
-def _check_product(node: Score, q: TensorType, k: TensorType) -> None:
-    """Check widths, dtypes and heads where a side is a tensor the call brings beside q and k."""
-    if q.dims[3] != k.dims[3] or q.dtype != k.dtype:
-        raise CannotLower(
-            where=node.where,
-            what=(
-                f"a score of {q.dtype} rows of width {q.dims[3]} by {k.dtype} units of width "
-                f"{k.dims[3]}"
-            ),
-            why="their product needs one width and one dtype",
-            way_out="declare both sides with the same last dim and dtype.",
-        )
-    if q.dtype != DATA and "float" not in q.dtype:
-        raise CannotLower(
-            where=node.where,
-            what=f"a score of {q.dtype} rows",
-            why="scores are products in floating point",
-            way_out="declare both sides as 'data' or a float dtype.",
-        )
-    heads, groups = q.dims[1], k.dims[1]
-    whole = isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0
-    if not (whole or groups in (1, heads) or (heads, groups) == (dims.Hq, dims.Hkv)):
-        raise CannotLower(
-            where=node.where,
-            what=f"a score of {heads} heads of rows by {groups} heads of units",
-            why="each head of the units must serve as many heads of the rows",
-            way_out="give the units 1 head, or as many as the rows have.",
-        )
-    if list_heads(node) not in (1, dims.Hkv, dims.Hq):
-        raise CannotLower(
-            where=node.where,
-            what=f"a score with a list for each of {list_heads(node)} heads",
-            why="attention reads one list for all heads, for each KV head or for each query head",
-            way_out='join the heads: score(..., heads="all", reduce="sum").',
-        )
-
-
-def _check_weights(node: Score, q: TensorType, weights: TensorType) -> None:
-    """Check that there is one weight for each head and row that is scored, and rows are tokens."""
-    is_float = weights.dtype == DATA or "float" in weights.dtype
-    if weights.dims == (dims.B, q.dims[1], dims.Sq) and q.dims[2] == dims.Sq and is_float:
-        return
-    if q.dims[2] != dims.Sq:
-        raise CannotLower(
-            where=node.where,
-            what=f"weights of queries for rows of {q.dims[2]}",
-            why="a weight belongs to one query of a head, and these rows are not all queries",
-            way_out="score q itself, or leave weights out.",
-        )
-    raise WrongStage(
-        where=node.where,
-        verb="score",
-        argument="weights",
-        wanted=f"a float tensor [B, {q.dims[1]}, Sq], one value for each head and query scored,",
-        given=f"a tensor of {weights}",
-        way_out=f"declare it with tensor('B {q.dims[1]} Sq').",
-    )
 
 
 def _folded(node: Fold, x: TensorType) -> TensorType:

@@ -25,11 +25,12 @@ class Score(Node):
     -> scores [B,Hs,Nq,Nk] f32, Hs = Hq, Hkv or 1 by `heads`.
 
     A k side that is a minmax pair gives the upper bound sum_d max(q_d*max_d, q_d*min_d) (Quest,
-    arXiv:2406.10774), otherwise the dot product. `activation` "relu" then sets what is below 0 to 0,
-    and `weights` [B,heads of q,Sq], of either sign, multiply the scores of a head and row of tokens:
-    both before heads are joined (the lightning indexer of DSA, arXiv:2512.02556). Scores of the
-    heads that share a list are joined by `reduce`, then multiplied by `scale`. With `causal`, a unit is a candidate of a row iff the
-    last token of the unit is not later than the row's last query (position row + Skv - Sq)."""
+    arXiv:2406.10774), otherwise the dot product. `activation` "relu" then sets what is below 0 to
+    0, and `weights` [B,heads of q,Sq], of either sign, multiply the scores of a head and row of
+    tokens: both before heads are joined (the lightning indexer of DSA, arXiv:2512.02556). Scores of
+    the heads that share a list are joined by `reduce`, then multiplied by `scale`. With `causal`, a
+    unit is a candidate of a row iff the last token of the unit is not later than the row's last
+    query (position row + Skv - Sq)."""
 
     q: Node
     k: Node

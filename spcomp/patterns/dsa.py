@@ -35,8 +35,10 @@ def dsa(
     rotary channels first and, since the fix of 2025-11-17, rotates them in halves, not interleaved
     as in its attention. The Hadamard rotation of the official code is orthonormal, applied to both
     sides and cancels in the product, so it is left to the caller. The official kernels score in fp8
-    (e4m3, a scale for each token and head); here scores are products in float32 of the numbers
-    given. To see what fp8 chooses, give index_q and index_k rounded as it rounds them.
+    (e4m3, a scale for each vector); here scores are float32 sums of products of the numbers given.
+    What fp8 chooses is had by giving index_q and index_k rounded as it rounds them (after the
+    Hadamard rotation, which matters then): scales are positive and pass through the ReLU, and with
+    those of scale_fmt "ue8m0", powers of two, the rounded numbers are exact in bfloat16.
 
     k_tokens: tokens read by a query."""
     scores = score(index_q, index_k, activation="relu", weights=index_w, heads="all", reduce="sum")

@@ -261,6 +261,33 @@ def test_the_multi_query_form_of_mla_takes_values_that_are_a_view_of_its_keys(
     assert oracle.error(out, want) < budget
 
 
+@pytest.mark.parametrize("run", RUNS)
+def test_what_fp8_kernels_choose_is_had_by_rounding_what_the_indexer_is_given(run: str) -> None:
+    """One scale a vector, a power of two as in scale_fmt ue8m0: the rounded numbers are exact in
+    bfloat16, and a positive scale may stand before or behind the ReLU."""
+    (q, k, _), own = tensors((1, 2, 1, 4, 12, 60, 16, 16), torch.bfloat16)
+
+    def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+        largest = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-4)
+        scale = torch.exp2(torch.ceil(torch.log2(largest / 448)))
+        return (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn), scale
+
+    (q8, s_q), (k8, s_k) = rounded(own["index_q"]), rounded(own["index_k"])
+    weights = own["index_w"].double() * s_q[..., 0].double()
+    scores, _ = index_scores(q8.double(), k8.double(), weights)
+    scores = scores * s_k[:, 0, :, 0].double()[:, None]
+    given = {"index_q": (q8.float() * s_q).bfloat16(), "index_k": (k8.float() * s_k).bfloat16()}
+    assert torch.equal(given["index_k"].float(), k8.float() * s_k)
+    got = pairs_read(compiled(9, run), q, k, {**own, **given})[:, 0]
+    causal = oracle.causal_mask(12, 60)
+    ranked = scores.masked_fill(~causal, -math.inf).sort(-1, descending=True, stable=True)
+    gaps = ranked.values[..., 8] - ranked.values[..., 9]
+    assert bool((gaps > 1e-5 * scores.abs().amax(-1)).all()), "a choice that rounding decides"
+    want = torch.zeros_like(got).scatter(-1, ranked.indices[..., :9], True)
+    assert torch.equal(got, want)
+    assert not torch.equal(pairs_read(compiled(9, run), q, k, own)[:, 0], want)
+
+
 def test_decoding_step_by_step_is_what_the_whole_sequence_gives() -> None:
     (q, k, v), own = tensors((2, 4, 2, 3, 60, 60, 8, 8))
     attention = compiled(10)

@@ -23,7 +23,6 @@ from spcomp.ir.program import Program
 from spcomp.ir.schedule import AxisSpace, KernelAxes
 from spcomp.ir.target import Target
 
-
 GATHERING = ("attend_gather", "merge")
 GATHERED_DIMS = {"D": 576, "Dv": 512}
 """The kernels that hold wider rows than others, and the widths they hold: those of MLA."""

@@ -96,7 +96,7 @@ _LATENT = {
     2: {"attend_gather": {"block_m": 32, "block_k": 32, "warps": 8, "stages": 2}},
     4: {"attend_gather": {"block_m": 16, "block_k": 16, "warps": 8, "stages": 2}},
 }
-"""For heads wider than 256, by the bytes of an element: 32 rows hold all that 8 warps have room for."""
+"""For heads wider than 256, by the bytes of an element: what 8 warps have registers for."""
 
 
 def _fit(table: dict[str, dict[str, int]], target: Target, spec: Specialisation) -> None:

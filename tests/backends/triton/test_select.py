@@ -225,25 +225,6 @@ CASES = {
     "dimension 80, float16": Case(dim=80, dtype=torch.float16),
     "bfloat16": Case(dtype=torch.bfloat16, hq=6, hkv=2, n_lists=2, reduction="sum"),
     "bfloat16 bounds": Case(dtype=torch.bfloat16, is_bound=True),
-    "an indexer": Case(
-        batch=2, hq=6, hkv=1, n_lists=1, reduction="sum", is_relu=True, has_weights=True, granule=1,
-        sq=11, n_units=11, dim=24, spread=1,
-    ),
-    "an indexer over several tiles": Case(
-        hq=20, hkv=1, n_lists=1, reduction="sum", is_relu=True, has_weights=True, granule=1, sq=130,
-        n_rows=20, n_units=37, dtype=torch.bfloat16, spread=1,
-    ),
-    "ReLU, mean of a group": Case(hq=6, hkv=2, n_lists=2, reduction="mean", is_relu=True),
-    "ReLU of bounds, largest": Case(
-        is_bound=True, hq=4, hkv=2, n_lists=2, reduction="max", is_relu=True
-    ),
-    "weights, largest of all heads": Case(
-        hq=4, hkv=2, n_lists=1, reduction="max", has_weights=True
-    ),
-    "weights, one list per head": Case(hq=6, hkv=2, n_lists=6, has_weights=True, is_relu=True),
-    "weights of a slab of rows": Case(
-        hq=3, hkv=1, n_lists=1, reduction="sum", has_weights=True, row_begin=4, slab=5
-    ),
     "k 0": Case(k=0),
     "k above what is visible": Case(k=30, width=13),
     "k above the width": Case(k=9, width=4),
@@ -429,27 +410,19 @@ TYPES = {
 
 
 @pytest.mark.parametrize(
-    ("block_r", "block_u", "warps", "is_bound", "reduction", "is_indexer"),
+    ("block_r", "block_u", "warps", "is_bound", "reduction"),
     [
-        (64, 128, 8, False, "sum", False),
-        (64, 64, 8, True, "max", False),
-        (64, 64, 4, False, "none", False),
-        (64, 64, 8, False, "sum", True),
+        (64, 128, 8, False, "sum"),
+        (64, 64, 8, True, "max"),
+        (64, 64, 4, False, "none"),
     ],
 )
 def test_default_schedules_of_select_compile_for_sm_90_without_spills(
-    tmp_path: Path,
-    block_r: int,
-    block_u: int,
-    warps: int,
-    is_bound: bool,
-    reduction: Any,
-    is_indexer: bool,
+    tmp_path: Path, block_r: int, block_u: int, warps: int, is_bound: bool, reduction: Any
 ) -> None:
     context = select_context(
         header=("test",), head_dim=128, block_r=block_r, block_u=block_u, granule=64,
         is_bound=is_bound, reduction=reduction, visible=CAUSAL, forced=OWN,
-        is_relu=is_indexer, has_weights=is_indexer,
     )  # fmt: skip
     path = write_rendered(SELECT, context, tmp_path)
     assert compile_kernel(path, "select_kernel", types=TYPES, num_warps=warps).spill_bytes == 0

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 import spcomp as sp
+from spcomp import compiler
 from spcomp.api import Attention
+from spcomp.backends import registry
+from spcomp.backends.base import Specialisation
 from spcomp.backends.reference.pattern import lists
 from spcomp.patterns.dsa import dsa
 from tests import oracle
@@ -358,6 +361,30 @@ def test_weights_with_the_heads_last_are_refused_with_the_way_out() -> None:
     assert text_of(lambda: compiled(4)(q, k, v, **own)) == (
         "LastStrideNotOne: index_w has stride 3 in its last dimension, where 1 is needed.\n"
         "  help: call index_w.contiguous() first; other strides are free."
+    )
+
+
+def lowered(target: str, **sizes: Any) -> Any:
+    backend, chip = registry.backend("triton"), registry.target(target)
+    spec = Specialisation("bfloat16", **sizes, widths=(("Di", 128),))
+    return compiler.lower(dsa(), backend=backend, target=chip, spec=spec, phase="prefill")
+
+
+def test_heads_wider_than_those_of_mla_are_refused_with_the_figures() -> None:
+    assert text_of(lambda: lowered("sm90", head_dim=640, value_dim=512)) == (
+        "Refused: the triton backend refuses head_dim = 640: its tiles of gathered keys hold at "
+        "most 576.\n  help: use backend='reference', or split the head."
+    )
+    assert text_of(lambda: lowered("sm90", head_dim=576, value_dim=576)) == (
+        "Refused: the triton backend refuses value_dim = 576: its tiles of gathered keys hold at "
+        "most 512.\n  help: use backend='reference', or split the head."
+    )
+
+
+def test_a_chip_that_lacks_room_for_the_heads_of_mla_refuses_with_the_figures() -> None:
+    assert lowered("sm80", head_dim=576, value_dim=512).order == "gather"
+    assert "bytes on chip, and gfx942 has 65536" in text_of(
+        lambda: lowered("gfx942", head_dim=576, value_dim=512)
     )
 
 

@@ -13,7 +13,7 @@ from spcomp.ir import dims
 from spcomp.ir.dims import Dim
 from spcomp.ir.expr import Expr
 from spcomp.ir.nodes.downsample import Pooling
-from spcomp.ir.nodes.score import HeadSharing, Joining, Reduction
+from spcomp.ir.nodes.score import Activation, HeadSharing, Joining, Reduction
 from spcomp.ir.nodes.select import Crossing
 from spcomp.ir.plan import Launch
 
@@ -41,7 +41,8 @@ class PoolLaunch(Launch):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRule:
-    """What a score means, for the launches that compute it.
+    """What a score means, for the launches that compute it; `activation` and the weights of a
+    launch come before heads are joined.
 
     `visible` and `forced` are predicates over q_lo, q_hi (the row's first and last query), k (the
     unit), b, h, Sq, Skv."""
@@ -52,6 +53,7 @@ class ScoreRule:
     granule: int
     visible: Expr
     forced: Expr
+    activation: Activation = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +62,13 @@ class SelectLaunch(Launch):
     units.
 
     keys_buf is scratch of [programs' rows, units] int32 that rows longer than one tile use.
+    weights_buf, when named, is [B,Hq,Sq]: what the scores of a head and row are multiplied by.
     """
 
     rows_buf: str
     units_buf: str
     low_buf: str = ""
+    weights_buf: str = ""
     keys_buf: str
     indices_buf: str
     counts_buf: str
@@ -85,11 +89,12 @@ class SelectLaunch(Launch):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreLaunch(Launch):
     """Scores alone, [B,Hl,Nr,Nk] f32: -inf for units that are no candidate, +inf for forced
-    ones."""
+    ones. weights_buf as in SelectLaunch."""
 
     rows_buf: str
     units_buf: str
     low_buf: str = ""
+    weights_buf: str = ""
     scores_buf: str
     rule: ScoreRule
 

@@ -15,7 +15,9 @@ from spcomp.ir.launches import (
     KeysLaunch,
     MapRule,
     MergeLaunch,
+    ScoreLaunch,
     ScoreRule,
+    SelectLaunch,
     TilesLaunch,
     TopPLaunch,
 )
@@ -313,6 +315,24 @@ def gates_fit_parts(plan: Plan) -> list[str]:
     return problems
 
 
+def weights_fit_rows(plan: Plan) -> list[str]:
+    """Hold when the weights of scores are one number for each head and query that is scored."""
+    problems = []
+    declared = {b.name: b for b in plan.buffers}
+    for launch in plan.launches():
+        if not isinstance(launch, (SelectLaunch, ScoreLaunch)):
+            continue
+        if launch.weights_buf not in declared or launch.rows_buf not in declared:
+            continue
+        held, rows = (declared[n].dims for n in (launch.weights_buf, launch.rows_buf))
+        if held != rows[:3] or launch.rule.granule != 1:
+            problems.append(
+                f"{launch.kernel} scores rows {list(rows)} of {launch.rule.granule} queries by the "
+                f"weights '{launch.weights_buf}' of {list(held)}"
+            )
+    return problems
+
+
 RULES_PLAN: dict[str, PlanRule] = {
     rule.__name__: rule
     for rule in (
@@ -330,5 +350,6 @@ RULES_PLAN: dict[str, PlanRule] = {
         sinks_end_a_softmax,
         streams_have_their_length,
         gates_fit_parts,
+        weights_fit_rows,
     )
 }

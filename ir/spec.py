@@ -75,6 +75,7 @@ OPERANDS: Mapping[tuple[type[Node], str], tuple[type[Node], ...]] = {
     (Score, "q"): (*_TENSORS, Argument, Probe),
     (Score, "k"): (*_TENSORS, Argument),
     (Score, "among"): (Similar,),
+    (Score, "weights"): (Argument,),
     (Softmax, "scores"): (Score,),
     (Softmax, "over"): (Score,),
     (Regroup, "scores"): (Score, Softmax, Sums),

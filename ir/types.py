@@ -44,6 +44,7 @@ from spcomp.ir.nodes import (
 )
 from spcomp.ir.nodes.score import SHARINGS
 from spcomp.ir.program import Program
+from spcomp.ir.score_sides import check_product, check_weights
 from spcomp.ir.token_rules import check_tokens
 from spcomp.ir.units import (
     TOKENS,
@@ -156,7 +157,7 @@ def _type(node: Node, types: dict[Node, Type]) -> Type:
     if isinstance(node, State):
         return types[node.value]
     if isinstance(node, Score):
-        return _scored(node, _tensor(types[node.q]), _tensor(types[node.k]))
+        return _scored(node, types)
     if isinstance(node, Softmax):
         return _probabilities(node, types)
     if isinstance(node, Regroup):
@@ -197,7 +198,8 @@ def _pooled(node: Downsample, x: TensorType) -> TensorType:
     return TensorType((batch, heads, 1 if is_one else units_of(node).count(tokens), width), x.dtype)
 
 
-def _scored(node: Score, q: TensorType, k: TensorType) -> TensorType:
+def _scored(node: Score, types: dict[Node, Type]) -> TensorType:
+    q, k = _tensor(types[node.q]), _tensor(types[node.k])
     for argument, side, role in (("q", node.q, "query"), ("units", node.k, "key")):
         if role_of(side) != role:
             raise WrongStage(
@@ -216,45 +218,10 @@ def _scored(node: Score, q: TensorType, k: TensorType) -> TensorType:
             why="the blocks of queries must tile the sequence, so that each query has one list",
             way_out="downsample q with stride equal to block and tail='keep'.",
         )
-    _check_product(node, q, k)
+    check_product(node, q, k, list_heads(node))
+    if node.weights is not None:
+        check_weights(node, q, _tensor(types[node.weights]))
     return TensorType((dims.B, list_heads(node), q.dims[2], k.dims[2]), "float32")
-
-
-def _check_product(node: Score, q: TensorType, k: TensorType) -> None:
-    """Check widths, dtypes and heads where a side is a tensor the call brings beside q and k."""
-    if q.dims[3] != k.dims[3] or q.dtype != k.dtype:
-        raise CannotLower(
-            where=node.where,
-            what=(
-                f"a score of {q.dtype} rows of width {q.dims[3]} by {k.dtype} units of width "
-                f"{k.dims[3]}"
-            ),
-            why="their product needs one width and one dtype",
-            way_out="declare both sides with the same last dim and dtype.",
-        )
-    if q.dtype != DATA and "float" not in q.dtype:
-        raise CannotLower(
-            where=node.where,
-            what=f"a score of {q.dtype} rows",
-            why="scores are products in floating point",
-            way_out="declare both sides as 'data' or a float dtype.",
-        )
-    heads, groups = q.dims[1], k.dims[1]
-    whole = isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0
-    if not (whole or groups in (1, heads) or (heads, groups) == (dims.Hq, dims.Hkv)):
-        raise CannotLower(
-            where=node.where,
-            what=f"a score of {heads} heads of rows by {groups} heads of units",
-            why="each head of the units must serve as many heads of the rows",
-            way_out="give the units 1 head, or as many as the rows have.",
-        )
-    if list_heads(node) not in (1, dims.Hkv, dims.Hq):
-        raise CannotLower(
-            where=node.where,
-            what=f"a score with a list for each of {list_heads(node)} heads",
-            why="attention reads one list for all heads, for each KV head or for each query head",
-            way_out='join the heads: score(..., heads="all", reduce="sum").',
-        )
 
 
 def _folded(node: Fold, x: TensorType) -> TensorType:

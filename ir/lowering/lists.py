@@ -12,7 +12,7 @@ from spcomp.ir.lowering.builder import PlanBuilder, rows_of
 from spcomp.ir.lowering.maps import lower_map, need_kernels
 from spcomp.ir.lowering.sides import Pooled, pooled, unit_rules
 from spcomp.ir.lowering.unmade import refuse_unmade_list
-from spcomp.ir.nodes import Captured, Fold, Given, Local, Node, Score, Sink, TopK, TopP
+from spcomp.ir.nodes import Argument, Captured, Fold, Given, Local, Node, Score, Sink, TopK, TopP
 from spcomp.ir.passes.check_selection import straddle
 from spcomp.ir.types import list_heads
 from spcomp.ir.units import (
@@ -98,8 +98,9 @@ def _chosen(plan: PlanBuilder, node: TopK | TopP) -> ListRef:
         _share(plan, node, (indices, counts), (*shape, count))
     elif isinstance(scores, Score) and not isinstance(scores.k, Fold):
         q, k = pooled(plan, scores.q), pooled(plan, scores.k)
+        weights = scores.weights.name if isinstance(scores.weights, Argument) else ""
         rule = _rule(node, scores, units)
-        _choose(plan, node, rule, (q, k), (indices, counts), (*shape, count), width)
+        _choose(plan, node, rule, (q, k), weights, (indices, counts), (*shape, count), width)
     else:
         made = lower_map(plan, scores, node.always, (*shape, count), marks_forced=True)
         _best(plan, node, made, (indices, counts), width)
@@ -168,6 +169,7 @@ def _choose(
     node: TopK,
     rule: ScoreRule,
     sides: tuple[Pooled, Pooled],
+    weights: str,
     kept: tuple[str, str],
     scored: tuple[Dim, ...],
     width: Dim,
@@ -185,6 +187,7 @@ def _choose(
                 rows_buf=q.main,
                 units_buf=k.main,
                 low_buf=k.low,
+                weights_buf=weights,
                 scores_buf=scores,
                 rule=rule,
             )
@@ -198,6 +201,7 @@ def _choose(
             rows_buf=q.main,
             units_buf=k.main,
             low_buf=k.low,
+            weights_buf=weights,
             keys_buf=_keys_buffer(plan, scored[:3], scored[3]),
             indices_buf=indices,
             counts_buf=counts,
@@ -231,4 +235,5 @@ def _rule(node: TopK, scores: Score, units: Units) -> ScoreRule:
         granule=units_of(scores.q).stride,
         visible=visible,
         forced=forced,
+        activation=scores.activation,
     )

@@ -171,6 +171,13 @@ def _check_sides(plan: PlanBuilder, node: Node, score: Score) -> None:
                 why="its kernels read q and k",
                 way_out="use backend='reference'.",
             )
+    if score.activation != "none" or score.weights is not None:
+        raise CannotLower(
+            where=node.where,
+            what="a map of scores with an activation or weights",
+            why="its kernels take plain products",
+            way_out="rank the scores themselves, or use backend='reference'.",
+        )
     if plan.is_packed:
         raise CannotLower(
             where=node.where,

@@ -10,9 +10,11 @@ from spcomp.ir.nodes.base import Node
 HeadSharing = Literal["query", "group", "all"]
 Reduction = Literal["mean", "sum", "max"]
 Joining = Literal["sum", "max"]
+Activation = Literal["none", "relu"]
 SHARINGS: tuple[HeadSharing, ...] = ("query", "group", "all")
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "max")
 JOININGS: tuple[Joining, ...] = ("sum", "max")
+ACTIVATIONS: tuple[Activation, ...] = ("none", "relu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,15 @@ class Score(Node):
     -> scores [B,Hs,Nq,Nk] f32, Hs = Hq, Hkv or 1 by `heads`.
 
     A k side that is a minmax pair gives the upper bound sum_d max(q_d*max_d, q_d*min_d) (Quest,
-    arXiv:2406.10774), otherwise the dot product. Scores of the heads that share a list are joined
-    by `reduce`, then multiplied by `scale`. With `causal`, a unit is a candidate of a row iff the
-    last token of the unit is not later than the row's last query (position row + Skv - Sq); with
-    `begun`, iff its first token is not. `among` narrows the candidates to the units whose tokens
-    are alike (a `Similar` of keys in the units of the k side); scores that are regrouped, or summed
-    along lines, count the units left out as no candidates, and all they make of them are."""
+    arXiv:2406.10774), otherwise the dot product. `activation` "relu" then sets what is below 0 to
+    0, and `weights` [B,heads of q,Sq], of either sign, multiply the scores of a head and row of
+    tokens: both before heads are joined (the lightning indexer of DSA, arXiv:2512.02556). Scores of
+    the heads that share a list are joined by `reduce`, then multiplied by `scale`. With `causal`, a
+    unit is a candidate of a row iff the last token of the unit is not later than the row's last
+    query (position row + Skv - Sq); with `begun`, iff its first token is not. `among` narrows the
+    candidates to the units whose tokens are alike (a `Similar` of keys in the units of the k side);
+    scores that are regrouped, or summed along lines, count the units left out as no candidates, and
+    all they make of them are."""
 
     q: Node
     k: Node
@@ -36,6 +41,8 @@ class Score(Node):
     causal: bool = True
     heads: HeadSharing = "query"
     reduce: Reduction = "mean"
+    activation: Activation = "none"
+    weights: Node | None = None
     begun: bool = False
     among: Node | None = None
 

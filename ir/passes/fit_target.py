@@ -21,6 +21,7 @@ from spcomp.ir.target import Target
 
 SCORED_HEADS = 16  # query heads a program scores in one step
 LEAST_PADDED_DIM = 16  # a matrix instruction takes no narrower operand
+MOST_IN_A_TILE = 256  # elements of a head that every kernel holds in one tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def on_chip_bytes(
     """Give the bytes on chip of a program that holds (rows, keys, stages); value_dim 0: no values
     beside the keys."""
     rows, keys, stages = tile
-    wide, value = padded(head_dim), padded(value_dim) if value_dim else 0
+    wide, value = sum(tile_widths(head_dim)), padded(value_dim) if value_dim else 0
     return (rows * wide + stages * keys * (wide + value)) * element_bytes
 
 
@@ -103,6 +104,19 @@ def _tiles(launch: Launch) -> Iterator[tuple[int, int, int]]:
         yield launch.axis("block_r"), launch.axis("block_n"), launch.axis("stages")
     elif isinstance(launch, ScoreLaunch):
         yield SCORED_HEADS, launch.axis("block_u"), launch.axis("stages")
+
+
+def tile_widths(dim: int) -> tuple[int, int]:
+    """Give the widths of the one or two tiles that queries and keys of `dim` elements lie in; 0: no
+    second one.
+
+    Above MOST_IN_A_TILE, 512 and 64 elements hold 576, the latent and the rotary key of MLA, where
+    one padded tile would take 1024."""
+    first = 1 << (dim.bit_length() - 1)
+    second = padded(dim - first) if dim > first else 0
+    if dim <= MOST_IN_A_TILE or first + second >= padded(dim):
+        return padded(dim), 0
+    return first, second
 
 
 def padded(dim: int) -> int:

@@ -36,7 +36,7 @@ from spcomp.ir.nodes import (
     TopP,
     Union,
 )
-from spcomp.ir.nodes.score import JOININGS, REDUCTIONS, SHARINGS
+from spcomp.ir.nodes.score import ACTIVATIONS, JOININGS, REDUCTIONS, SHARINGS
 from spcomp.ir.nodes.select import CROSSINGS, EXTENTS
 from spcomp.ir.units import units_ranked
 
@@ -52,6 +52,8 @@ def score(
     mask: str | None = "causal",
     heads: str = "query",
     reduce: str = "mean",
+    activation: str = "none",
+    weights: Node | None = None,
     among: Node | None = None,
 ) -> Score:
     """Score units of keys for rows of queries, in float32.
@@ -60,7 +62,9 @@ def score(
     call in its place, [B,X,Sq,Y] or [B,X,Skv,Y], or a downsample() of one, where the heads X of the
     units serve as many heads of the rows each. By a "minmax" pair the score is the upper bound of
     q·k inside the unit, otherwise the dot product. heads: who shares one list, "query" (each query
-    head its own), "group" (the heads of a KV head) or "all"; `reduce` joins their scores. mask
+    head its own), "group" (the heads of a KV head) or "all"; `reduce` joins their scores.
+    activation "relu" sets scores below 0 to 0, and weights, a tensor of the call with one value for
+    each head and query, tensor('B Hi Sq'), multiply them; both before heads are joined. mask
     "causal" leaves out units whose last token is later than the row's last query, "begun" only
     those whose first token is. among: the keys in blocks that are alike, similar(k, ...); other
     units are no candidates.
@@ -79,6 +83,11 @@ def score(
     check.choice("score", "mask", mask, ("causal", "begun", None))  # type: ignore[arg-type]
     check.choice("score", "heads", heads, SHARINGS)
     check.choice("score", "reduce", reduce, REDUCTIONS)
+    check.choice("score", "activation", activation, ACTIVATIONS)
+    if weights is not None:
+        wanted = "a tensor of the call"
+        example = "score(iq, ik, weights=iw), with iw: tensor('B Hi Sq')"
+        check.stage("score", "weights", weights, (Argument,), wanted, example)
     scale = check.number("score", "scale", scale)
     if among is not None:
         way_out = "score(q, units, among=similar(k, ...))"
@@ -90,6 +99,8 @@ def score(
         mask is not None,
         heads,  # type: ignore[arg-type]
         reduce,  # type: ignore[arg-type]
+        activation,  # type: ignore[arg-type]
+        weights,
         begun=mask == "begun",
         among=among,
         where=user_line(),

@@ -13,7 +13,8 @@ from spcomp.backends import registry
 from spcomp.codegen.render import TEMPLATES
 from spcomp.ir import dims
 from spcomp.ir.passes.place_buffers import place_buffers, scratch_bytes, slab_rows
-from spcomp.patterns import block_topk, moba, quest, streaming_llm
+from spcomp.patterns import block_topk, moba, quest, streaming_llm, xattention
+from spcomp.patterns.infllm_v2 import infllm_v2
 from tests.bug_reports.make import DEVICE, assert_attends, compiled, qkv, run
 from tests.conformance.cases import assert_within
 
@@ -34,6 +35,16 @@ KERNELS: dict[str, tuple[sp.Pattern, int, tuple[str, ...]]] = {
         quest(page=16, budget=64, heads="group"),
         1,
         ("pool", "score", "topk", "attend_gather", "merge"),
+    ),
+    "shares of a map": (
+        xattention(block=32, stride=8),
+        40,
+        ("part_lse", "row_lse", "block_sums", "topp", "tiles", "attend"),
+    ),
+    "overlapping units": (
+        infllm_v2(block=16, kernel=8, stride=4, coarse=2, k_blocks=4, window=16),
+        20,
+        ("pool", "part_lse", "row_lse", "block_scores", "topk", "attend_gather"),
     ),
 }
 

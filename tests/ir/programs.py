@@ -117,6 +117,14 @@ def indexed(
 
 
 @pattern
+def weighed(q, k, v, iq: tensor("B 6 Sq 5"), ik: tensor("B 1 Skv 5"), iw: tensor("B 6 Sq")):
+    """Tokens chosen by weighed heads of an indexer, one list for all heads."""
+    scores = score(iq, ik, activation="relu", weights=iw, heads="all", reduce="sum")
+    best = topk(scores, k=5)
+    return attend(q, gather(k, best), gather(v, best))
+
+
+@pattern
 def listed(q, k, v, *, indices, counts):
     """A list the user brings, under the causal rule."""
     chosen = block_indices(indices, counts, block=(16, 32)) & causal()
@@ -221,6 +229,7 @@ def patterns() -> dict[str, Pattern]:
         "joined": joined(),
         "gated": gated(),
         "indexed": indexed(),
+        "weighed": weighed(),
         "listed": listed(indices=indices, counts=counts),
         "marked": marked(marks=marks),
         "pooled_stream": pooled_stream(),
@@ -257,8 +266,9 @@ def plan_of(name: str, phase: Phase = "prefill", order: LoopOrder | None = None)
 
 def tensors(sq: int = 70, skv: int = 70, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Draw q [2,4,sq,8], k [2,2,skv,8] and v [2,2,skv,12], and what some patterns take besides:
-    gates [2,4,sq,2], iq [2,6,sq,5] and ik [2,1,skv,5]."""
+    gates [2,4,sq,2], iq [2,6,sq,5], ik [2,1,skv,5] and iw [2,6,sq]."""
     made = torch.Generator().manual_seed(1)
     sizes = {"q": (2, 4, sq, 8), "k": (2, 2, skv, 8), "v": (2, 2, skv, 12)}
     sizes |= {"gates": (2, 4, sq, 2), "iq": (2, 6, sq, 5), "ik": (2, 1, skv, 5)}
+    sizes |= {"iw": (2, 6, sq)}
     return {n: torch.randn(s, generator=made, dtype=dtype) for n, s in sizes.items()}

@@ -387,6 +387,10 @@ WRONG_PLANS = {
         changed(KEYS, MergeLaunch, gates_buf="q"),
         f"merge joins {dims.least(1, dims.ceildiv(dims.Skv, 64))} parts by 'q' of [B, Hq, Sq, D]",
     ),
+    "weights_fit_rows": (
+        changed(plan_of("weighed"), SelectLaunch, rows_buf="q"),
+        "select scores rows [B, Hq, Sq, D] of 1 queries by the weights 'iw' of [B, 6, Sq]",
+    ),
     "merges_join_stacks": (
         changed(KEYS, MergeLaunch, parts=3),
         f"merge joins 3 parts of 'parts', which has {dims.least(1, dims.ceildiv(dims.Skv, 64))}",

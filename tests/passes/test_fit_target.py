@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from spcomp.ir.passes.fit_target import Refusal, fit_target, on_chip_bytes, padded
+from spcomp.ir.passes.fit_target import (
+    Refusal,
+    fit_target,
+    on_chip_bytes,
+    padded,
+    tile_widths,
+)
 from spcomp.ir.target import Target
 from tests.ir.programs import LOWERED, plan_of
 
@@ -28,6 +34,15 @@ def target(shared_bytes: int) -> Target:
 @pytest.mark.parametrize(("dim", "wide"), [(1, 16), (16, 16), (17, 32), (80, 128), (128, 128)])
 def test_dims_are_padded_to_a_power_of_two(dim: int, wide: int) -> None:
     assert padded(dim) == wide
+
+
+@pytest.mark.parametrize(
+    ("dim", "widths"),
+    [(80, (128, 0)), (256, (256, 0)), (257, (256, 16)), (500, (512, 0)), (512, (512, 0)),
+     (576, (512, 64)), (580, (512, 128))],
+)  # fmt: skip
+def test_wide_heads_lie_in_two_tiles_where_that_is_less(dim: int, widths: tuple[int, int]) -> None:
+    assert tile_widths(dim) == widths
 
 
 def test_a_program_holds_its_queries_and_the_keys_and_values_in_flight() -> None:

@@ -70,6 +70,8 @@ def _of_launch(launch: Launch) -> Iterator[Refusal]:
     if isinstance(launch, ScoreLaunch):
         if launch.low_buf:
             yield Refusal("scores by the bounds of a unit", NO_TEMPLATE, REFERENCE)
+        if launch.weights_buf or launch.rule.activation != "none":
+            yield Refusal("scores with an activation or weights", NO_TEMPLATE, REFERENCE)
         if launch.rule.heads not in ("query", "group"):
             yield Refusal(
                 f"scores with heads={launch.rule.heads!r}",

@@ -18,7 +18,7 @@ from spcomp.backends.reference.attending import Result, pairs_of, places, result
 from spcomp.backends.reference.call import Call
 from spcomp.backends.reference.scoring import row_grid
 from spcomp.backends.reference.selecting import kept_units
-from spcomp.ir.nodes import TopK, TopP
+from spcomp.ir.nodes import Score, TopK, TopP
 from spcomp.ir.program import Program
 
 LOGITS_AT_ONCE = 1 << 25
@@ -74,8 +74,14 @@ def _chunks(call: Call, chunk_rows: int | None) -> Iterator[tuple[int, int]]:
 
 
 def _chunk_rows(call: Call) -> int:
-    row = call.env["B"] * call.env["Hq"] * max(call.env["Skv"], 1)
+    row = call.env["B"] * _most_heads(call) * max(call.env["Skv"], 1)
     return min(max(LOGITS_AT_ONCE // row, 1), ROWS_AT_ONCE)
+
+
+def _most_heads(call: Call) -> int:
+    """Give the most heads that hold a map at once: those of q, or of an indexer of its own."""
+    sides = [n.q for n in call.program.stages() if isinstance(n, Score)]
+    return max([call.env["Hq"], *(int(call.value(side)[0].shape[1]) for side in sides)])
 
 
 @torch.no_grad()

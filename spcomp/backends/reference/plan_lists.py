@@ -8,7 +8,7 @@ from torch import Tensor
 from spcomp.backends.reference.expressions import Value, evaluate
 from spcomp.backends.reference.pattern import listed
 from spcomp.backends.reference.pooling import pool
-from spcomp.backends.reference.scoring import unit_scores
+from spcomp.backends.reference.scoring import head_scores, shared
 from spcomp.backends.reference.selecting import best
 from spcomp.backends.reference.slab import Slab, marked, spread
 from spcomp.ir.expr import Expr
@@ -44,7 +44,11 @@ def _scored(launch: SelectLaunch | ScoreLaunch, slab: Slab) -> tuple[Tensor, Ten
     q = slab.rows_of(launch.rows_buf, rule.granule).detach().to(slab.dtype)
     high = slab.read(launch.units_buf).detach().to(slab.dtype)
     low = slab.read(launch.low_buf).to(slab.dtype) if launch.low_buf else None
-    values = unit_scores(q, high, low, rule.heads, rule.reduce) * rule.scale
+    weights = None
+    if launch.weights_buf:
+        weights = slab.rows_of(launch.weights_buf, rule.granule).detach().to(slab.dtype)
+    by_head = head_scores(q, high, low, rule.activation, weights)
+    values = shared(by_head, high.shape[1], rule.heads, rule.reduce) * rule.scale
     symbols = unit_symbols(rule.granule, slab, values)
     able, always = (truth(e, symbols, slab, values) for e in (rule.visible, rule.forced))
     return values, able, always & able

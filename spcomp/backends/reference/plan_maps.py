@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spcomp.backends.reference.plan_lists import truth, unit_symbols, write_list
 from spcomp.backends.reference.pooling import fold
-from spcomp.backends.reference.scoring import shared, unit_scores
+from spcomp.backends.reference.scoring import head_scores, shared
 from spcomp.backends.reference.selecting import share
 from spcomp.backends.reference.slab import Slab
 from spcomp.ir.launches import (
@@ -78,7 +78,7 @@ def _logits(
     high = fold(high, rule.size, False)
     assert high.shape[2] == slab.number(launch.units)
     scale = rule.scale * (slab.env["D"] ** -0.5 if rule.is_head_scaled else 1.0)
-    values = unit_scores(q, high, low, "query", "sum") * scale
+    values = head_scores(q, high, low, "none", None) * scale
     able = truth(rule.visible, unit_symbols(rule.granule, slab, values), slab, values)
     return values, able
 

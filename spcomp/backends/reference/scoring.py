@@ -13,7 +13,7 @@ from spcomp.backends.reference.call import Call, single
 from spcomp.backends.reference.pooling import Grid, block_grid, token_grid
 from spcomp.backends.reference.tokens import by_head
 from spcomp.ir.nodes import Local, Node, Regroup, Score, Similar, Sink, Softmax, Sums
-from spcomp.ir.nodes.score import HeadSharing, Reduction
+from spcomp.ir.nodes.score import Activation, HeadSharing, Reduction
 from spcomp.ir.types import list_heads
 from spcomp.ir.units import score_below, sums_below, units_ranked
 
@@ -84,20 +84,26 @@ def scores(call: Call, node: Node, rows: Rows) -> Tensor:
         return _sums(call, node)[:, :, rows.start : rows.stop]
     assert isinstance(node, Score), node
     q = single(node.q, call.value(node.q))[:, :, rows.start : rows.stop].to(call.dtype)
+    weights = None
+    if node.weights is not None:
+        weights = call.tensor(node.weights)[:, :, rows.start : rows.stop].to(call.dtype)
     high, low = call.wide(node.k)
-    return unit_scores(q, high, low, node.heads, node.reduce) * node.scale
+    by_head = head_scores(q, high, low, node.activation, weights)
+    return shared(by_head, high.shape[1], node.heads, node.reduce) * node.scale
 
 
-def unit_scores(
-    q: Tensor, high: Tensor, low: Tensor | None, heads: HeadSharing, reduce: Reduction
+def head_scores(
+    q: Tensor, high: Tensor, low: Tensor | None, activation: Activation, weights: Tensor | None
 ) -> Tensor:
-    """Score units before scaling: q [B,Hq,n,D] and units [B,Hkv,U,D] -> [B,Hs,n,U].
+    """Score units head by head before scaling: q [B,Hq,n,D] and units [B,Hkv,U,D] -> [B,Hq,n,U].
 
     With `low` the units are a pair (high, low), and the score is the upper bound of q·k inside a
-    unit.
+    unit. weights [B,Hq,n] multiply what the activation gives.
     """
-    by_head = _products(q, high) if low is None else _bounds(q, high, low)
-    return shared(by_head, high.shape[1], heads, reduce)
+    scores = _products(q, high) if low is None else _bounds(q, high, low)
+    if activation == "relu":
+        scores = scores.relu()
+    return scores if weights is None else scores * weights[..., None]
 
 
 def shared(by_head: Tensor, kv_heads: int, heads: HeadSharing, reduce: Reduction) -> Tensor:

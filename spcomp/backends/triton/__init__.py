@@ -18,9 +18,14 @@ from spcomp.backends.triton.axes import axis_space, default_axes, lacking
 from spcomp.backends.triton.targets import INTERPRETER, TARGETS
 from spcomp.errors import NotOnThisDevice, TritonMissing
 from spcomp.ir.plan import Plan
+from spcomp.ir.plan_rules import base
 from spcomp.ir.program import Program
 from spcomp.ir.schedule import AxisSpace, KernelAxes
 from spcomp.ir.target import Target
+
+GATHERING = ("attend_gather", "merge")
+GATHERED_DIMS = {"D": 576, "Dv": 512}
+"""The kernels that hold wider rows than others, and the widths they hold: those of MLA."""
 
 
 class TritonBackend:
@@ -72,17 +77,9 @@ class TritonBackend:
                 "its kernels compute in " + ", ".join(DTYPES),
                 "cast the tensors, or use backend='reference'.",
             )
-        own = (("head_dim", spec.head_dim), ("value_dim", spec.value_dim))
-        for name, value in (*own, *spec.widths):
-            if value > MAX_HEAD_DIM:
-                return Refusal(
-                    f"{name} = {value}",
-                    f"its tiles hold at most {MAX_HEAD_DIM}",
-                    "use backend='reference', or split the head.",
-                )
         from spcomp.ir.passes.fit_target import fit_target
 
-        return fit_target(
+        return _too_wide(plan, spec) or fit_target(
             plan, target, spec.head_dim, spec.value_dim, spec.element_bytes, dict(spec.widths)
         )
 
@@ -119,6 +116,24 @@ class TritonBackend:
         from spcomp.backends.triton.executor import TritonExecutable
 
         return TritonExecutable(source)
+
+
+def _too_wide(plan: Plan, spec: Specialisation) -> Refusal | None:
+    """Refuse rows wider than the tiles of a kernel that reads or writes them."""
+    sizes = spec.constants()
+    names = {"D": "head_dim", "Dv": "value_dim"}
+    for launch in plan.launches():
+        for buffer in launch.buffers():
+            dim = str(plan.buffer(base(buffer)).dims[-1])
+            wide = launch.kernel in GATHERING
+            most = GATHERED_DIMS.get(dim, MAX_HEAD_DIM) if wide else MAX_HEAD_DIM
+            if sizes.get(dim, 0) > most:
+                return Refusal(
+                    f"{names.get(dim, dim)} = {sizes[dim]}",
+                    f"its tiles {'of gathered keys ' if wide else ''}hold at most {most}",
+                    "use backend='reference', or split the head.",
+                )
+    return None
 
 
 def _check_triton(device: str) -> None:

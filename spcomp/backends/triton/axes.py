@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 
-from spcomp.backends.base import Specialisation
+from spcomp.backends.base import MAX_HEAD_DIM, Specialisation
 from spcomp.codegen.render import TEMPLATES
-from spcomp.ir.passes.fit_target import map_bytes
+from spcomp.ir.passes.fit_target import map_bytes, tile_widths
 from spcomp.ir.schedule import AxisSpace, KernelAxes, frozen
 from spcomp.ir.target import Target
 
@@ -94,6 +94,11 @@ _WIDE_HEADS = {
     "attend_gather": {"block_m": 16, "block_k": 32, "warps": 4, "stages": 2},
     "score": {"block_u": 32, "warps": 4, "stages": 2},
 }
+_LATENT = {
+    2: {"attend_gather": {"block_m": 32, "block_k": 32, "warps": 8, "stages": 2}},
+    4: {"attend_gather": {"block_m": 16, "block_k": 16, "warps": 8, "stages": 2}},
+}
+"""For heads wider than 256, by the bytes of an element: what 8 warps have registers for."""
 
 
 def _fit(table: dict[str, dict[str, int]], target: Target, spec: Specialisation) -> None:
@@ -105,6 +110,8 @@ def _fit(table: dict[str, dict[str, int]], target: Target, spec: Specialisation)
         table["attend_ws"]["heads"] = 1  # the second half of a program would have no head
     if spec.element_bytes == 4:
         _take(table, _FLOAT32)
+    if spec.head_dim > MAX_HEAD_DIM or spec.value_dim > MAX_HEAD_DIM:
+        _take(table, _LATENT.get(spec.element_bytes, {}))
     if target.arch.startswith("hip"):
         table["score"]["block_u"], table["score"]["stages"] = 32, 2
     for kernel in ("attend", "attend_keys", "attend_gather"):
@@ -150,7 +157,7 @@ def _shrink_map(axes: dict[str, int], units: str, target: Target, spec: Speciali
 def attend_bytes(axes: dict[str, int], rows: str, spec: Specialisation) -> int:
     """Estimate the on-chip bytes of an attend program: its queries, and keys and values in
     flight."""
-    wide = _padded(spec.head_dim)
+    wide = sum(tile_widths(spec.head_dim))
     value = _padded(spec.value_dim)
     held = axes[rows] * wide + axes["stages"] * axes["block_k"] * (wide + value)
     return held * spec.element_bytes

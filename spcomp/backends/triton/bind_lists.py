@@ -49,7 +49,11 @@ def _scoring(
     pointers = [("q_ptr", launch.rows_buf), ("k_ptr", launch.units_buf)]
     if launch.low_buf:
         pointers.append(("low_ptr", launch.low_buf))
-    return pointers, [("q", launch.rows_buf, "bhr"), ("k", launch.units_buf, "bhu")]
+    strides = [("q", launch.rows_buf, "bhr"), ("k", launch.units_buf, "bhu")]
+    if launch.weights_buf:
+        pointers.append(("w_ptr", launch.weights_buf))
+        strides.append(("w", launch.weights_buf, "bh"))
+    return pointers, strides
 
 
 def _score_scalars(launch: SelectLaunch | ScoreLaunch, lists: str, call: Call) -> dict[str, Number]:

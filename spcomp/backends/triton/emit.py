@@ -148,6 +148,8 @@ def _scored(launch: SelectLaunch | ScoreLaunch, s: Setting) -> dict[str, Any]:
         "granule": rule.granule,
         "is_bound": bool(launch.low_buf),
         "reduction": "none" if rule.heads == "query" else rule.reduce,
+        "is_relu": rule.activation == "relu",
+        "has_weights": bool(launch.weights_buf),
         "visible": rule.visible,
         "forced": rule.forced,
         "is_packed": s.is_packed,

@@ -12,8 +12,17 @@ from torch import Tensor
 Rule = Callable[[int, int, int, int, int], bool]  # (batch, list head, q_lo, q_hi, unit)
 
 
-def unit_scores(rows: Tensor, units: Tensor, low: Tensor | None, n_lists: int, how: str) -> Tensor:
-    """Score in float64: rows [B,Hq,Nr,D] and units [B,Hkv,Nu,D] give [B,Hl,Nr,Nu]."""
+def unit_scores(
+    rows: Tensor,
+    units: Tensor,
+    low: Tensor | None,
+    n_lists: int,
+    how: str,
+    is_relu: bool = False,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Score in float64: rows [B,Hq,Nr,D] and units [B,Hkv,Nu,D] give [B,Hl,Nr,Nu]; weights
+    [B,Hq,Nr] multiply what is left of the scores of a head."""
     heads, group = rows.shape[1], rows.shape[1] // units.shape[1]
     wide = units.repeat_interleave(group, 1).double()
     q = rows.double()
@@ -22,6 +31,10 @@ def unit_scores(rows: Tensor, units: Tensor, low: Tensor | None, n_lists: int, h
     else:
         lowest = low.repeat_interleave(group, 1).double()
         scores = q.clamp(min=0) @ wide.mT + q.clamp(max=0) @ lowest.mT
+    if is_relu:
+        scores = scores.relu()
+    if weights is not None:
+        scores = scores * weights.double()[..., None]
     scores = scores.unflatten(1, (n_lists, heads // n_lists))
     return {"none": scores.sum, "sum": scores.sum, "mean": scores.mean, "max": scores.amax}[how](2)
 

@@ -121,6 +121,16 @@ def test_gathered_units_of_any_size_equal_dense(tmp_path, unit, dtype):
     assert_close((got[0][0], got[1][0]), *qkv, allowed, 0.2)
 
 
+@pytest.mark.parametrize("unit", [1, 16])
+@pytest.mark.parametrize(("d", "dv"), [(576, 512), (300, 257), (272, 16)])
+def test_heads_wider_than_256_lie_in_two_tiles_where_that_is_less(tmp_path, d, dv, unit):
+    qkv = inputs((1, 3, 1, 3, 40), d, dv, torch.float16)
+    idx, cnt, chosen = random_lists((1, 1, 3), -(-40 // unit), 9)
+    got = run(tmp_path, qkv, idx, cnt, unit=unit, granule=1, scale=0.04, predicate=CAUSAL)
+    allowed = tokens_of(chosen, 1, unit, 3, 40).expand(1, 3, -1, -1) & causal(3, 40)
+    assert_close((got[0][0], got[1][0]), *qkv, allowed, 0.04)
+
+
 @pytest.mark.parametrize("list_heads", [1, 2, 4])
 def test_lists_may_belong_to_all_heads_or_to_each(tmp_path, list_heads):
     qkv = inputs((1, 4, 2, 9, 64), 16, 16, torch.float32)
@@ -207,6 +217,28 @@ def test_each_row_of_a_tile_has_the_sink_of_its_head(tmp_path, list_heads, unit)
     assert_close((out[0], lse[0]), *qkv, allowed, 0.2, sinks=sinks)
     assert not out[0, :, 4:].any() and not out[0, 0, :, 2:4].any()
     assert bool(lse[0, 0, :, 4].isfinite().any())
+
+
+@pytest.mark.parametrize(
+    ("element", "block_m", "block_k"), [("bf16", 32, 32), ("fp16", 32, 32), ("fp32", 16, 16)]
+)
+def test_sm90_code_for_the_heads_of_mla_does_not_spill(tmp_path, element, block_m, block_k):
+    context = gather_context(
+        header=("A test.",),
+        head_dim=576,
+        value_dim=512,
+        block_m=block_m,
+        block_k=block_k,
+        unit=1,
+        num_stages=2,
+        predicate=CAUSAL,
+        is_float32=element == "fp32",
+    )
+    path = write_rendered(TEMPLATE, context, tmp_path)
+    types = {**TYPES, "scale_log2": "fp32"}
+    built = compile_kernel(path, "attend_gather_kernel", types=types, num_warps=8, element=element)
+    assert built.spill_bytes == 0
+    assert built.shared_bytes < 164 * 1024  # of sm_80
 
 
 @pytest.mark.parametrize("has_sinks", [False, True])

@@ -64,6 +64,16 @@ class Case:
     slab: int | None = None
     dtype: torch.dtype = torch.float32
     spread: int = 2
+    is_relu: bool = False
+    has_weights: bool = False
+
+    def weights(self) -> Tensor | None:
+        """Give small integers of both signs, the same at each call."""
+        if not self.has_weights:
+            return None
+        shape = (self.batch, self.hq, self.n_rows)
+        made = torch.Generator().manual_seed(4)
+        return torch.randint(-2, 3, shape, generator=made).to(self.dtype)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Give integers, so that products are exact and ties are frequent."""
@@ -82,6 +92,8 @@ def _arguments(case: Case, q: Tensor, k: Tensor, low: Tensor | None) -> tuple[li
     if low is not None:
         low = low.as_strided(k.shape, k.stride()) if low.stride() == k.stride() else _like(k, low)
     pointers = [q, k] if low is None else [q, k, low]
+    if case.has_weights:
+        pointers.append(case.weights())
     n_slab = case.slab or case.n_rows
     numbers = [
         case.hq // case.hkv,
@@ -91,6 +103,11 @@ def _arguments(case: Case, q: Tensor, k: Tensor, low: Tensor | None) -> tuple[li
         case.n_units * UNIT,
     ]
     return pointers, [*numbers, case.row_begin, n_slab, case.n_units]
+
+
+def _weight_strides(case: Case) -> tuple[int, ...]:
+    weights = case.weights()
+    return () if weights is None else weights.stride()[:2]
 
 
 def _like(k: Tensor, low: Tensor) -> Tensor:
@@ -112,6 +129,7 @@ def _select(
     strides = [
         *q.stride()[:3],
         *k.stride()[:3],
+        *_weight_strides(case),
         *idx.stride()[:3],
         *cnt.stride()[:2],
         scratch.stride(0),
@@ -139,6 +157,8 @@ def _score(
         granule=case.granule,
         is_bound=case.is_bound,
         reduction=case.reduction,
+        is_relu=case.is_relu,
+        has_weights=case.has_weights,
         is_float32=case.dtype == torch.float32,
         is_interpreted=True,
         **(defaults | options),
@@ -149,7 +169,7 @@ def _score(
     n_groups = case.hkv if case.reduction == "none" else case.n_lists
     n_runs = min(runs, -(-case.n_units // context.block_u))
     out = torch.full((case.batch, case.n_lists, n_slab, case.n_units), 77.0)
-    strides = [*q.stride()[:3], *k.stride()[:3], *out.stride()[:3]]
+    strides = [*q.stride()[:3], *k.stride()[:3], *_weight_strides(case), *out.stride()[:3]]
     kernel = import_rendered(SCORE, context, folder).score_kernel
     kernel[(case.batch * n_groups * n_slab * n_runs,)](
         *pointers, out, *strides, *numbers, n_groups, n_runs, case.scale, *captured
@@ -165,6 +185,8 @@ def _context(case: Case, **options: Any) -> SelectContext:
         granule=case.granule,
         is_bound=case.is_bound,
         reduction=case.reduction,
+        is_relu=case.is_relu,
+        has_weights=case.has_weights,
         is_float32=case.dtype == torch.float32,
         is_interpreted=True,
         **(defaults | options),
@@ -172,7 +194,8 @@ def _context(case: Case, **options: Any) -> SelectContext:
 
 
 def _marked(case: Case, tensors: Any, rules: Rules = RULES) -> Tensor:
-    scores = unit_scores(*tensors, case.n_lists, case.reduction) * case.scale
+    changes = (case.is_relu, case.weights())
+    scores = unit_scores(*tensors, case.n_lists, case.reduction, *changes) * case.scale
     marked = rules.mark(scores, case.granule, case.sq)
     end = case.row_begin + (case.slab or case.n_rows)
     return marked[:, :, case.row_begin : end]

@@ -12,6 +12,7 @@ from typing import Any
 from spcomp.backends.triton.contexts.base import CapturedArg, padded_dim
 from spcomp.backends.triton.expr_text import Helpers, helpers_of
 from spcomp.ir.expr import FALSE, TRUE, Expr, Sym, symbols, tile_bounds
+from spcomp.ir.passes.fit_target import tile_widths
 
 SCORE = Sym("score")
 
@@ -124,10 +125,18 @@ def attend_context(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatherContext(AttendingContext):
-    """Variables of `triton/kernels/attend_gather.py.jinja`."""
+    """Variables of `triton/kernels/attend_gather.py.jinja`.
+
+    has_rest: queries and keys lie in two tiles, the second of `block_rest` channels, of which there
+    are rest_dim.
+    """
 
     block_m: int
     unit: int
+    has_rest: bool
+    rest_dim: int
+    block_rest: int
+    has_rest_tail: bool
     is_unit_tiled: bool
     flags: tuple[str, ...]
     has_sinks: bool
@@ -145,14 +154,23 @@ def gather_context(
     **shared: Any,
 ) -> GatherContext:
     """Make the context of the kernel over gathered keys; `unit` is in key tokens, any integer."""
+    attending = _attending(block_k=block_k, **shared)
+    first, second = tile_widths(attending["head_dim"])
+    rest = attending["head_dim"] - first if second else 0
+    if second:
+        attending |= {"block_d": first, "has_d_tail": False}
     return GatherContext(
         block_m=block_m,
         unit=unit,
+        has_rest=second > 0,
+        rest_dim=rest,
+        block_rest=second,
+        has_rest_tail=rest != second,
         is_unit_tiled=unit % block_k == 0,
         flags=flags,
         has_sinks=has_sinks,
         has_packed_out=has_packed_out,
-        **_attending(block_k=block_k, **shared),
+        **attending,
     )
 
 

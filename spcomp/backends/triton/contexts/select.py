@@ -19,7 +19,9 @@ class RankingContext:
     """What the score and the select kernel share.
 
     has_low: the score is the upper bound from each unit's largest and smallest values; is_shared:
-    several heads share a list, and their scores are summed, or is_mean, or is_max. is_packed:
+    several heads share a list, and their scores are summed, or is_mean, or is_max. is_weighed: the
+    scores of a head change before that, is_relu by losing what is below 0, has_weights by a factor
+    for each head and row. is_packed:
     sequences have lengths of their own, and `unit_count` units (over Skv); has_packed_rows,
     has_packed_units: the rows, or units, are tokens of packed tensors.
     """
@@ -34,6 +36,9 @@ class RankingContext:
     is_shared: bool
     is_mean: bool
     is_max: bool
+    is_weighed: bool
+    is_relu: bool
+    has_weights: bool
     visible: Expr
     has_visible: bool
     forced: Expr
@@ -75,6 +80,8 @@ def _ranking(
     granule: int,
     is_bound: bool = False,
     reduction: HeadReduction = "none",
+    is_relu: bool = False,
+    has_weights: bool = False,
     visible: Expr = TRUE,
     forced: Expr = FALSE,
     inputs: tuple[CapturedArg, ...] = (),
@@ -90,6 +97,7 @@ def _ranking(
     block_u: units per step, a power of two. granule: query tokens that a row stands for.
     is_bound: score by the largest and smallest values of a unit instead of by one row.
     reduction: over the heads that share a list; "none" where each head has its own.
+    is_relu, has_weights: what changes the scores of a head before heads are joined.
     visible, forced: over q_lo, q_hi, k (the unit), Sq, Skv, b and h (the list head).
     """
     block_d = padded_dim(head_dim)
@@ -104,6 +112,9 @@ def _ranking(
         "is_shared": reduction != "none",
         "is_mean": reduction == "mean",
         "is_max": reduction == "max",
+        "is_weighed": is_relu or has_weights,
+        "is_relu": is_relu,
+        "has_weights": has_weights,
         "visible": visible,
         "has_visible": visible != TRUE,
         "forced": forced,

@@ -43,6 +43,13 @@ NO_KERNELS: dict[str, dict[str, str]] = {
 }
 """The shipped patterns that a backend refuses at their defaults, in both phases, and its words."""
 
+NOT_PACKED = {
+    "infllm_v2": "a map of scores",
+    "nsa": "attention over pooled units",
+    "xattention": "a map of scores",
+}
+"""What the Triton backend has no kernel of for packed sequences, by the patterns that need it."""
+
 ON_TRITON = tuple(name for name in SHIPPED if name not in NO_KERNELS["triton"])
 
 

@@ -1,5 +1,5 @@
-"""NSA and InfLLM-V2 through their kernels: the blocks they read and what comes out, beside the
-reference and the second opinions of test_nsa.py and test_infllm_v2.py."""
+"""NSA, InfLLM-V2 and the A-shape of MInference through their kernels: what they read and what comes
+out, beside the reference and second opinions, those of test_nsa.py and test_infllm_v2.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import spcomp as sp
-from spcomp.patterns import infllm_v2, nsa
+from spcomp.patterns import infllm_v2, minference, nsa
 from tests import oracle
 from tests.conformance.cases import device_of
 from tests.systems import test_infllm_v2 as infllm_opinion
@@ -24,10 +24,10 @@ RANDOM = 8
 """Columns of v that are drawn; one a block follows, 1 for its tokens: they show what was read."""
 
 CASES = {  # B, Hq, Hkv, Sq, Skv, D, dtype
-    "prefill, one head": (1, 1, 1, 37, 130, 16, F32),
-    "prefill, group of 3": (2, 3, 1, 21, 101, 20, BF16),
+    "prefill, one head": (1, 1, 1, 29, 130, 16, F32),
+    "prefill, group of 3": (2, 3, 1, 17, 101, 20, BF16),
     "prefill, group of 4": (1, 4, 1, 19, 145, 16, F32),
-    "prefill, more queries than keys": (1, 2, 1, 60, 37, 16, BF16),
+    "prefill, more queries than keys": (1, 2, 1, 40, 21, 16, BF16),
     "prefill, before the first window": (2, 3, 1, 20, 6, 8, F32),
     "decode, one head": (2, 2, 2, 1, 203, 16, BF16),
     "decode, group of 3": (2, 3, 1, 3, 130, 20, F32),
@@ -125,3 +125,16 @@ def test_before_the_first_window_the_compressed_branch_gives_0() -> None:
     out, lse = run(nsa(**asdict(NSA)), "triton", (q, k, v), gates=gates)
     assert not out.any()
     assert bool((lse[:, :, :14] == -torch.inf).all()) and bool(lse[:, :, 14:].isfinite().all())
+
+
+@pytest.mark.parametrize("case", ["prefill, more queries than keys", "decode, group of 3"])
+def test_the_a_shape_of_minference_gives_what_the_reference_does(case: str) -> None:
+    pattern, (q, k, v) = minference(kind="a_shape", initial=5, recent=20), tensors(case)
+    (got, got_lse), (mine, mine_lse) = (run(pattern, b, (q, k, v)) for b in BACKENDS)
+    sq, skv = q.shape[2], k.shape[2]
+    pairs = oracle.sink_window_mask(sq, skv, 5, 20).expand(*q.shape[:2], -1, -1)
+    want, want_lse = oracle.attention(q, k, v, pairs)
+    allowed, allowed_lse = oracle.budgets(q, k, v, pairs)
+    for out, lse in ((got, got_lse), (mine, mine_lse)):
+        assert oracle.error(out, want) < allowed
+        assert oracle.error(lse, want_lse) < allowed_lse

@@ -9,15 +9,28 @@ import click
 
 from spcomp.cli.options import as_json
 from spcomp.cli.output import print_json, print_table
+from spcomp.cli.standing import merged, standing_of
 from spcomp.dsl import PatternFunction
 from spcomp.patterns import SHIPPED
 
 
 @click.command("list")
+@click.option(
+    "--targets",
+    is_flag=True,
+    help="Say where each pattern runs, in bfloat16 with a head dimension of 128.",
+)
 @as_json
-def list_patterns(json_: bool) -> None:
-    """List the shipped patterns."""
+def list_patterns(targets: bool, json_: bool) -> None:
+    """List the shipped patterns.
+
+    With --targets, what runs each of them: `emitted` means that its kernels are generated, and a
+    sentence is the refusal that takes their place.
+    """
     rows = [_described(function) for function in SHIPPED.values()]
+    if targets:
+        _list_targets(rows, json_)
+        return
     if json_:
         print_json(rows)
         return
@@ -28,6 +41,22 @@ def list_patterns(json_: bool) -> None:
             for r in rows
         ),
         numbers_from=3,
+    )
+
+
+def _list_targets(rows: list[dict[str, Any]], json_: bool) -> None:
+    standings = {name: standing_of(function()) for name, function in SHIPPED.items()}
+    if json_:
+        print_json([{**row, "targets": standings[row["name"]]} for row in rows])
+        return
+    print_table(
+        ("pattern", "target", "phase", "what runs"),
+        (
+            ("" if n else name, *line)
+            for name, standing in standings.items()
+            for n, line in enumerate(merged(standing))
+        ),
+        numbers_from=4,
     )
 
 

@@ -23,13 +23,31 @@ from spcomp.backends.base import Specialisation
 from spcomp.dsl.pattern import Pattern
 from spcomp.errors import CannotLower, Refused
 from spcomp.ir.plan import Phase
-from spcomp.patterns import SHIPPED, block_topk, moba, quest, streaming_llm, xattention
+from spcomp.patterns import (
+    SHIPPED,
+    block_topk,
+    flexprefill,
+    infllm_v2,
+    minference,
+    moba,
+    nsa,
+    quest,
+    spargeattn,
+    streaming_llm,
+    xattention,
+)
+from tests.shipped import NO_KERNELS, assert_refused
 
 TARGET = TARGETS["ascend910b"]
 BY_BLOCK: dict[str, Callable[[int], Pattern]] = {
     "block_topk": lambda block: block_topk(block=block),
+    "flexprefill": lambda block: flexprefill(block=block),
+    "infllm_v2": lambda block: infllm_v2(block=block),
+    "minference": lambda block: minference(block=block),
     "moba": lambda block: moba(block=block),
+    "nsa": lambda block: nsa(block=block),
     "quest": lambda block: quest(page=block),
+    "spargeattn": lambda block: spargeattn(block_k=block),
     "streaming_llm": lambda block: streaming_llm(recent=block),
     "xattention": lambda block: xattention(block=block),
 }
@@ -58,7 +76,13 @@ def test_whatever_is_not_refused_holds_allowed_names_alone(name: str, block: int
         for file, form in zip(source.files, forms(plan, TARGET, spec), strict=True):
             assert not breaches(file.text, form.struct, [field.name for field in form.fields])
             read += 1
-    assert read or name in ("quest", "streaming_llm", "xattention")
+    assert bool(read) == (name not in NO_KERNELS["ascendc"])
+
+
+@pytest.mark.parametrize("phase", get_args(Phase))
+@pytest.mark.parametrize("name", NO_KERNELS["ascendc"])
+def test_a_pattern_without_kernels_is_refused(name: str, phase: Phase) -> None:
+    assert_refused(name, TARGET.name, phase)
 
 
 # ---- what is refused -----------------------------------------------------------------------------

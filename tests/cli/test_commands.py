@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from torch import Tensor
 
+import spcomp as sp
+from spcomp import compiler
 from spcomp.autotune.fidelity import Agreement
 from spcomp.cli import comparison, main
 from spcomp.ir.cost import costs_of, evaluate
+from spcomp.ir.plan import Phase
 from spcomp.ir.text import parse_plan, parse_program
 from spcomp.patterns import SHIPPED
 from spcomp.version import VERSION
+from tests.shipped import NO_KERNELS, ON_TRITON, declared, refusal
 
 SHAPE = "B=1,Hq=32,Hkv=8,Sq=4096,D=128"
 
@@ -46,9 +52,59 @@ def test_version_is_that_of_the_package() -> None:
 def test_list_names_every_shipped_pattern_with_its_hyper_parameters() -> None:
     rows = as_json("list")
     assert [r["name"] for r in rows] == list(SHIPPED)
-    assert rows[1]["parameters"] == {"block": 512, "k_blocks": 8}
+    assert list(SHIPPED) == sorted(SHIPPED)
+    found = {r["name"]: r["parameters"] for r in rows}
+    assert found["moba"] == {"block": 512, "k_blocks": 8}
+    assert found["flexprefill"]["max_budget"] is None
+    assert "targets" not in rows[0]
     assert all(r["summary"] and "\n" not in r["summary"] for r in rows)
     assert "block=512 k_blocks=8" in ok("list")
+
+
+@pytest.fixture(scope="module")
+def standings() -> dict[str, Any]:
+    return {row["name"]: row["targets"] for row in as_json("list", "--targets")}
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_list_says_where_each_phase_runs(name: str, phase: Phase, standings: Any) -> None:
+    assert standings[name][phase] == {
+        "reference": "runs",
+        "sm90": refusal("triton", name, phase) or "emitted",
+        "ascend910b": refusal("ascendc", name, phase) or "emitted",
+    }
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_reference_runs_each_phase_as_the_list_says(name: str, rows: int) -> None:
+    pattern, shape = SHIPPED[name](), {"B": 2, "Hq": 2, "Sq": rows}
+    q, k = torch.randn(2, 2, rows, 8), torch.randn(2, 1, 70, 8)
+    more = declared(pattern, shape, q.dtype)
+    out = sp.compile(pattern, backend="reference")(q, k, torch.randn_like(k), **more)
+    assert isinstance(out, Tensor) and bool(out.isfinite().all()) and bool(out.any())
+
+
+def test_the_table_of_targets_has_a_line_for_phases_that_agree() -> None:
+    lines = [line.rstrip() for line in ok("list", "--targets").splitlines()]
+    assert lines[0].split() == ["pattern", "target", "phase", "what", "runs"]
+    assert re.fullmatch(r"block_topk +reference +prefill, decode +runs", lines[1])
+    assert re.fullmatch(r" +sm90 +prefill, decode +emitted", lines[2])
+    nsa = lines.index(next(line for line in lines if line.startswith("nsa ")))
+    for line, phase in zip(lines[nsa + 2 : nsa + 4], ("prefill", "decode"), strict=True):
+        said = refusal("ascendc", "nsa", phase)  # type: ignore[arg-type]
+        assert said and re.fullmatch(rf" +ascend910b +{phase} +{re.escape(said)}", line)
+
+
+def test_plain_list_lowers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*given: Any, **named: Any) -> None:
+        raise AssertionError("a plain list lowers nothing")
+
+    monkeypatch.setattr(compiler, "lower", never)
+    assert "moba" in ok("list")
+    with pytest.raises(AssertionError, match="lowers nothing"):
+        ok("list", "--targets")
 
 
 # ---- show ----------------------------------------------------------------------------------------
@@ -66,7 +122,7 @@ def test_show_pattern_after_a_pass_holds_what_the_pass_gives() -> None:
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("target", ["sm80", "sm90", "sm100", "gfx942"])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", ON_TRITON)
 def test_show_plan_reads_back(name: str, target: str, phase: str) -> None:
     args = ("show", name, "--at", "plan", "--target", target, "--phase", phase)
     plan = parse_plan(ok(*args))
@@ -75,6 +131,41 @@ def test_show_plan_reads_back(name: str, target: str, phase: str) -> None:
     found = as_json(*args)
     assert parse_plan(found["text"]) == plan
     assert [x["kernel"] for x in found["launches"]] == [x.kernel for x in plan.launches()]
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("show", ("--at", "plan")),
+        ("show", ("--at", "source")),
+        ("explain", ("--shape", SHAPE)),
+        ("bench", ("--shape", SHAPE)),
+        ("compile", ("-o",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("name", NO_KERNELS["triton"])
+def test_commands_that_lower_say_what_has_no_kernel(
+    name: str, command: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = [str(tmp_path / "out")] if command == "compile" else []
+    result = run(command, name, *options, *folder)
+    assert (result.exit_code, result.stdout) == (1, "")
+    said = result.stderr.splitlines()
+    assert f"CannotLower: {refusal('triton', name, 'prefill')}" in said
+    assert said[-1] == "  help: use backend='reference'."
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "states"),
+    [("infllm_v2", {"k1", "k2"}), ("nsa", {"k_compressed", "v_compressed"})],
+)
+def test_explain_names_the_windows_that_a_system_keeps(name: str, states: set[str]) -> None:
+    for rows in (4096, 1):
+        found = as_json("explain", name, "--shape", f"B=1,Hq=32,Hkv=8,Sq={rows},Skv=4096,D=128")
+        assert {b["state"].partition(".")[0] for b in found["buffers"]} == {"", *states}
+        assert {"part_lse", "block_scores", "topk"} <= {x["kernel"] for x in found["launches"]}
 
 
 @pytest.mark.parametrize("name", ["block_topk", "moba"])

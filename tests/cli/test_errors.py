@@ -9,7 +9,10 @@ from click.testing import CliRunner, Result
 
 from spcomp.cli import main
 
-SHIPPED = "block_topk, moba, quest, streaming_llm, xattention"
+SHIPPED = (
+    "block_topk, flexprefill, infllm_v2, minference, moba, nsa, quest, spargeattn, streaming_llm, "
+    "xattention"
+)
 ALL_TARGETS = "torch, sm80, sm90, sm100, gfx942, interpreter, ascend910b"
 
 

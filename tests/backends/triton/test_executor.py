@@ -17,6 +17,7 @@ from spcomp.backends.triton.layouts import Layout, Shelf, contiguous, layout_of
 from spcomp.backends.triton.sites import view
 from spcomp.ir.plan import SCRATCH_LIMIT_BYTES, Phase, Plan
 from spcomp.patterns import SHIPPED, moba, streaming_llm
+from tests.shipped import ON_TRITON
 
 BACKEND = registry.backend("triton")
 
@@ -44,7 +45,7 @@ def bytes_of(layout: Layout) -> int:
 
 @pytest.mark.parametrize("length", [1, 37, 1000, 4097])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", ON_TRITON)
 def test_scratch_buffers_do_not_overlap(name: str, phase: Phase, length: int) -> None:
     rows = 1 if phase == "decode" else None
     _, placed, total = shelf_of(plan_of(name, phase)).place(dims_of(length, rows), 5, {})
@@ -56,7 +57,7 @@ def test_scratch_buffers_do_not_overlap(name: str, phase: Phase, length: int) ->
 
 @pytest.mark.parametrize("dim", [64, 17])
 @pytest.mark.parametrize("length", [131072, 1 << 20])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", ON_TRITON)
 def test_padded_scratch_stays_within_the_limit(name: str, length: int, dim: int) -> None:
     env = {**dims_of(length, dim=dim), "B": 1, "Hq": 32, "Hkv": 8}
     shelf = shelf_of(plan_of(name, "prefill", dim))

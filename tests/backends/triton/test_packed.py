@@ -21,6 +21,7 @@ from spcomp.ir.plan import Phase
 from spcomp.ir.text import print_plan
 from spcomp.patterns import SHIPPED, block_topk, moba, quest, streaming_llm
 from tests.conformance.cases import device_of
+from tests.shipped import NOT_PACKED, ON_TRITON
 
 LONG = ([5, 0, 20, 17], [20, 9, 33, 0])
 ORDERS = {
@@ -211,12 +212,23 @@ def lowered(name: str, phase: Phase, dim: int = 128) -> Source:
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [name for name in ON_TRITON if name not in NOT_PACKED])
 def test_a_packed_plan_says_where_its_sequences_begin(name: str, phase: Phase) -> None:
     text = print_plan(lowered(name, phase).plan)
     assert "buffer cu_q int32[B + 1] input" in text
     assert "buffer q data[1, Hq, Tq, D] input" in text
     assert "attend_ws" not in text
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", NOT_PACKED)
+def test_a_pattern_whose_units_none_counts_is_refused(name: str, phase: Phase) -> None:
+    with pytest.raises(CannotLower) as caught:
+        lowered(name, phase)
+    assert str(caught.value).splitlines()[0] == (
+        f"CannotLower: {NOT_PACKED[name]} of packed sequences cannot be lowered: no kernel counts "
+        "the units of each sequence there."
+    )
 
 
 def test_why_the_hopper_kernel_is_not_taken_is_said() -> None:

@@ -11,6 +11,7 @@ from spcomp.backends.triton.offline import BuiltKernel, build_offline
 from spcomp.dsl.pattern import Pattern
 from spcomp.ir.plan import Phase
 from spcomp.patterns import SHIPPED, block_topk, moba, streaming_llm
+from tests.shipped import NO_KERNELS, ON_TRITON, assert_refused
 
 BACKEND = registry.backend("triton")
 CARDS = ("sm80", "sm90", "sm100", "gfx942")
@@ -26,11 +27,18 @@ def compiled(
 
 
 @pytest.mark.parametrize("target", CARDS)
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", ON_TRITON)
 def test_a_pattern_compiles_for_a_target(name: str, target: str) -> None:
     phase: Phase = "decode" if name == "quest" else "prefill"
     kernels = compiled(SHIPPED[name](), target, phase)
     assert kernels and all(k.binary_bytes > 0 and k.registers > 0 for k in kernels)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("target", CARDS)
+@pytest.mark.parametrize("name", NO_KERNELS["triton"])
+def test_a_pattern_without_kernels_is_refused(name: str, target: str, phase: Phase) -> None:
+    assert_refused(name, target, phase)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from spcomp.patterns import SHIPPED
 from tests import oracle
 from tests.backends.triton.rendering import variables_of
 from tests.backends.triton.test_attend_ws import loops_that_multiply
+from tests.shipped import ON_TRITON
 
 TRITON = registry.backend("triton")
 SM90 = registry.target("sm90")
@@ -370,11 +371,13 @@ def test_slabs_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tokens_of_a_shipped_pattern_have_the_length_of_the_keys() -> None:
-    """Nothing shipped is pooled yet, so its launches count tokens."""
-    for make in SHIPPED.values():
-        for launch in plan_of(make(), "prefill", BF16).launches():
+    """Only NSA attends to pooled keys, in one branch: a tiles launch and its attention."""
+    pooled: dict[str, int] = {}
+    for name in ON_TRITON:
+        for launch in plan_of(SHIPPED[name](), "prefill", BF16).launches():
             if isinstance(launch, (TilesLaunch, AttendLaunch, GatherLaunch)):
-                assert launch.keys == dims.Skv
+                pooled[name] = pooled.get(name, 0) + (launch.keys != dims.Skv)
+    assert {name: count for name, count in pooled.items() if count} == {"nsa": 2}
 
 
 def test_the_templates_take_what_their_contexts_give() -> None:

@@ -69,4 +69,4 @@ def test_a_table_for_other_heads_is_refused_before_any_compile(backend: str) -> 
     q, k = torch.randn(1, 4, 8, 32), torch.randn(1, 2, 8, 32)
     with pytest.raises(sp.SpcompError) as caught, torch.no_grad():
         sp.compile(by_head(**tables("cpu")), backend=backend)(q, k, k)
-    assert "a table for 6 heads and q with 4 heads do not agree" in str(caught.value)
+    assert "with 6 numbers and q and k with Hq = 4 and Hkv = 2 do not agree" in str(caught.value)

@@ -183,8 +183,8 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (
         ("mobba", "--shape", "S=128"),
         "UnknownPattern: there is no pattern 'mobba'.\n  help: did you mean 'moba'? choose one of "
-        "block_topk, moba, quest, streaming_llm, xattention; "
-        "or name a function: ./mine.py:my_pattern.\n",
+        "block_topk, flexprefill, infllm_v2, minference, moba, nsa, quest, spargeattn, "
+        "streaming_llm, xattention; or name a function: ./mine.py:my_pattern.\n",
     ),
     (
         ("moba", "--shape", "S=128", "--target", "sm70"),

@@ -63,7 +63,7 @@ def fired(
     traces: list[Trace] = []
     run_plan(plan, inputs, slab_rows=slab_rows, trace=traces)
     for trace in traces:
-        env = {**env_of(inputs), "R": trace.rows, "R0": trace.begin}
+        env = {**env_of(plan, inputs), "R": trace.rows, "R0": trace.begin}
         for launch, file in zip(plan.launches(), files, strict=True):
             if launch.kernel in kernels:
                 site = Site(launch, plan, generated.read(launch.kernel, file.text), dtype, True)

@@ -26,8 +26,18 @@ def compiled(
     return build_offline(compiler.emit(plan, BACKEND, chip, spec))
 
 
-@pytest.mark.parametrize("target", CARDS)
-@pytest.mark.parametrize("name", ON_TRITON)
+LONG = ("nsa", "infllm_v2")  # many launches, whose kernels other patterns have on every card
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        (name, target)
+        for name in ON_TRITON
+        for target in CARDS
+        if name not in LONG or target in ("sm90", "gfx942")
+    ],
+)
 def test_a_pattern_compiles_for_a_target(name: str, target: str) -> None:
     phase: Phase = "decode" if name == "quest" else "prefill"
     kernels = compiled(SHIPPED[name](), target, phase)

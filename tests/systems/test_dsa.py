@@ -16,6 +16,8 @@ from spcomp.api import Attention
 from spcomp.backends import registry
 from spcomp.backends.base import Specialisation
 from spcomp.backends.reference.pattern import lists
+from spcomp.backends.reference.plan import run_plan
+from spcomp.backends.triton import layouts
 from spcomp.patterns.dsa import dsa
 from tests import oracle
 from tests.api.input_cases import text_of
@@ -391,3 +393,31 @@ def test_a_chip_that_lacks_room_for_the_heads_of_mla_refuses_with_the_figures() 
 
 def test_a_negative_number_of_tokens_is_refused() -> None:
     assert "NegativeCount: topk was given k = -1" in text_of(lambda: dsa(k_tokens=-1).program)
+
+
+@pytest.mark.parametrize("run", ["reference", "triton"])
+def test_slabs_of_few_rows_take_the_weights_of_their_own_rows(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where scratch is short, launches repeat for each slab of query rows."""
+    (q, k, v), own = tensors((2, 2, 1, 3, 70, 90, 16, 8), torch.float32)
+    device = device_of(run)
+    q, k, v = (x.to(device) for x in (q, k, v))
+    own = {n: x.to(device) for n, x in own.items()}
+    want = compiled(6)(q.cpu(), k.cpu(), v.cpu(), **{n: x.cpu() for n, x in own.items()})
+    if run == "reference":
+        plan = compiled(6, "plan").built(q, k, v, **own).plan
+        out, _ = run_plan(plan, {"q": q, "k": k, "v": v, **own}, slab_rows=16)
+    else:
+        place, slabs = layouts.Shelf.place, []
+
+        def placed(*given: Any) -> Any:
+            found = place(*given)
+            slabs.append(found[0])
+            return found
+
+        monkeypatch.setattr(layouts, "SCRATCH_LIMIT_BYTES", 40000)
+        monkeypatch.setattr(layouts.Shelf, "place", placed)
+        out = sp.compile(dsa(k_tokens=6), backend="triton")(q, k, v, **own)
+        assert slabs and max(slabs) < 70
+    assert oracle.error(out.cpu(), want) < 1e-5

@@ -78,8 +78,6 @@ def dims_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
 
     Raises: ShapeMismatch, HeadsDoNotDivide.
     """
-    env: dict[str, int] = {}
-    first: dict[str, tuple[str, Tensor]] = {}
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() != 4:
             raise ShapeMismatch(
@@ -91,14 +89,29 @@ def dims_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
                     "tensors with .transpose(1, 2)."
                 ),
             )
-        for key, size in zip(_SYMBOLS[name], tensor.shape, strict=True):
+    return sizes_of(_SYMBOLS, {"q": q, "k": k, "v": v})
+
+
+def sizes_of(
+    symbols: Mapping[str, tuple[str, ...]], tensors: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """Give each symbol the size that all tensors agree on.
+
+    symbols: of the dims of each tensor, Hq and Hkv among them.
+    Raises: ShapeMismatch, HeadsDoNotDivide.
+    """
+    env: dict[str, int] = {}
+    first: dict[str, tuple[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        for key, size in zip(symbols[name], tensor.shape, strict=True):
             if env.setdefault(key, size) != size:
                 other, held = first[key]
+                forms = (f"{n} is [{', '.join(of)}]" for n, of in symbols.items())
                 raise ShapeMismatch(
                     left=f"{other} with shape {list(held.shape)}",
                     right=f"{name} with shape {list(tensor.shape)}",
                     problem=f"{key} is {env[key]} in the first and {size} in the second",
-                    way_out="; ".join(f"{n} is {f}" for n, f in _FORMS.items()) + ".",
+                    way_out="; ".join(forms) + ".",
                 )
             first.setdefault(key, (name, tensor))
     if env["Hkv"] == 0 or env["Hq"] % env["Hkv"]:

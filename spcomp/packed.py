@@ -13,13 +13,12 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from spcomp import arguments, compiler, torch_op
+from spcomp import arguments, call_tensors, compiler, torch_op
 from spcomp.backends.base import Executable, Specialisation
 from spcomp.dsl.pattern import Pattern
 from spcomp.errors import (
     CannotPack,
     DeviceClash,
-    HeadsDoNotDivide,
     LengthMissing,
     ShapeMismatch,
     WrongLengths,
@@ -110,7 +109,7 @@ def attend(
 ) -> Result:
     """Attend to packed sequences (see `Attention.varlen`): out [Tq,Hq,Dv] and lse [Hq,Tq]."""
     _check_forms(q, k, v)
-    q, k, v = torch_op.autocast(q, k, v)
+    q, k, v, _ = call_tensors.autocast((), q, k, v, ())
     with torch_op.without_autocast(q):
         if attention.compiled.backend_name(q.device) == "reference" or q.is_meta:
             return _one_by_one(attention, q, k, v, lengths, scale)
@@ -254,7 +253,7 @@ def _checked(
 ) -> dict[str, int]:
     """Check a call and give its symbols; Sq and Skv are the longest lengths."""
     arguments.check_tensors(q, k, v)
-    env = _dims(q, k, v)
+    env = arguments.sizes_of(FORMS, {"q": q, "k": k, "v": v})
     env["B"] = _check_starts(lengths, q)
     waits = q.device.type not in ("cpu", "meta") and name != "reference"
     totals = {"q": env["Tq"], "k": env["Tk"]}
@@ -279,29 +278,6 @@ def _checked(
     if name != "reference" and torch.is_grad_enabled():
         tables = {f"the table {n}": t for n, t in attention.pattern.tensors.items()}
         arguments.check_gradients(name, {"q": q, "k": k, "v": v, **tables})
-    return env
-
-
-def _dims(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
-    """Give Tq, Tk, Hq, Hkv, D and Dv.
-
-    Raises: ShapeMismatch, HeadsDoNotDivide.
-    """
-    env: dict[str, int] = {}
-    first: dict[str, tuple[str, Tensor]] = {}
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        for symbol, size in zip(FORMS[name], x.shape, strict=True):
-            if env.setdefault(symbol, size) != size:
-                other, held = first[symbol]
-                raise ShapeMismatch(
-                    left=f"{other} with shape {list(held.shape)}",
-                    right=f"{name} with shape {list(x.shape)}",
-                    problem=f"{symbol} is {env[symbol]} in the first and {size} in the second",
-                    way_out="; ".join(f"{n} is [{', '.join(f)}]" for n, f in FORMS.items()) + ".",
-                )
-            first.setdefault(symbol, (name, x))
-    if env["Hkv"] == 0 or env["Hq"] % env["Hkv"]:
-        raise HeadsDoNotDivide(hq=env["Hq"], hkv=env["Hkv"])
     return env
 
 

@@ -139,18 +139,6 @@ def without_autocast(q: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False)
 
 
-def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cast what `scaled_dot_product_attention` would: floats, and no float64."""
-    kind = autocast_kind(q)
-    if not torch.is_autocast_enabled(kind):
-        return q, k, v
-    dtype = torch.get_autocast_dtype(kind)
-    q, k, v = (
-        x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v)
-    )
-    return q, k, v
-
-
 def autocast_kind(q: Tensor) -> str:
     """Give the device type whose autocast a call obeys; the meta device has none of its own."""
     return "cpu" if q.is_meta else q.device.type

@@ -73,9 +73,9 @@ class Regroup(Node):
     block that holds one of its tokens: by "sum" its scores are added, each times (tokens in the
     block) / (tokens between units), which is NSA's overlap (arXiv:2502.11089, equation 9) and a
     plain sum where units tile (a short last unit counts as a whole one); by "max" the highest
-    counts. Scores of the rows joined are joined
-    the same way. A unit that is no candidate of its row counts as 0 by "sum" and where the scores
-    are probabilities, and as -inf by "max" of plain scores; so does a block without units.
+    counts. Scores of the rows joined are joined the same way. A unit that is no candidate of its
+    row counts as 0 by "sum" and where the scores are probabilities, and as -inf by "max" of plain
+    scores; so does a block without units.
 
     rows, block: query rows and key tokens of a block, multiples of the grid they come from. Of sums
     along lines (`Sums`) the one row stays one. With `from_end`, for offsets alone, blocks are
